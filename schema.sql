@@ -1,0 +1,6 @@
+-- The table of accounts. seed.py creates it; by hand: mysql cct < schema.sql
+CREATE TABLE IF NOT EXISTS accounts (
+  id BIGINT PRIMARY KEY AUTO_INCREMENT,
+  name VARCHAR(254) NOT NULL,
+  email VARCHAR(254) NOT NULL
+) CHARACTER SET utf8mb4

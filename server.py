@@ -1,0 +1,638 @@
+"""The account page of cct, a web service that heals itself.
+
+In reading order: settings, the health flag, the database, the page, the handlers, the log, main.
+"""
+
+import asyncio
+import functools
+import html
+import json
+import logging
+import os
+import socket
+import ssl
+import sys
+import time
+from base64 import b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
+
+import asyncmy
+import uvloop
+from aiohttp import web, web_response
+from aiohttp.abc import AbstractAccessLogger
+from aiohttp.http_exceptions import HttpProcessingError
+from asyncmy.errors import MySQLError
+
+log = logging.getLogger("cct")
+
+
+# ---------------------------------------------------------------- settings
+
+Env = Mapping[str, str]
+Number = TypeVar("Number", int, float)
+
+
+def number(env: Env, name: str, default: Number, low: Number, high: Number) -> Number:
+    """Read a number of the default's type; SystemExit with a sentence where it is none or out of range."""
+    text = env.get(name) or str(default)
+    with suppress(ValueError):
+        value = type(default)(text)
+        if low <= value <= high:
+            return value
+    kind = "a whole number" if isinstance(default, int) else "a number"
+    raise SystemExit(f"{name} must be {kind} from {low} to {high}, not {text!r}.")
+
+
+def choice(env: Env, name: str, *options: str) -> str:
+    """Read one of the options, the first where it is not set; SystemExit with a sentence where it is another."""
+    text = env.get(name) or options[0]
+    if text in options:
+        return text
+    raise SystemExit(f"{name} must be {' or '.join(options)}, not {text!r}.")
+
+
+@dataclass(frozen=True)
+class DatabaseSettings:
+    """Where the database is and how to log in to it; `timeout` in seconds."""
+
+    host: str
+    port: int
+    name: str
+    user: str
+    password: str
+    password_file: str
+    tls: str
+    pool_size: int
+    timeout: float
+
+    @classmethod
+    def read(cls, env: Env) -> "DatabaseSettings":
+        """Read the DB_* settings; SystemExit with a sentence that names the bad one."""
+        settings = cls(
+            host=env.get("DB_HOST") or "db",
+            port=number(env, "DB_PORT", 3306, 1, 65535),
+            name=env.get("DB_NAME") or "cct",
+            user=env.get("DB_USER", ""),
+            password=env.get("DB_PASSWORD", ""),
+            password_file=env.get("DB_PASSWORD_FILE", ""),
+            tls=choice(env, "DB_TLS", "required", "verify-identity", "disabled"),
+            pool_size=number(env, "DB_POOL_SIZE", 4, 1, 1000),
+            timeout=number(env, "DB_TIMEOUT", 2.0, 0.1, 60.0),
+        )
+        if not settings.user:
+            raise SystemExit("DB_USER must name the database user.")
+        if bool(settings.password) == bool(settings.password_file):
+            raise SystemExit("Exactly one of DB_PASSWORD and DB_PASSWORD_FILE must be set.")
+        try:
+            settings.current_password()
+        except OSError as error:
+            raise SystemExit(f"DB_PASSWORD_FILE cannot be read: {error}.") from None
+        return settings
+
+    def current_password(self) -> bytes:
+        """Return the password; a file is read anew for each connection, so that a rotated one needs no restart."""
+        if self.password_file:
+            return Path(self.password_file).read_bytes().rstrip(b"\r\n")
+        return self.password.encode()
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """Return what encrypts the connection, as DB_TLS says."""
+        if self.tls == "disabled":
+            return None
+        context = ssl.create_default_context()
+        if self.tls == "required":  # MySQL's own certificate is self-signed: encrypt, but do not verify
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def connection(self) -> dict[str, Any]:
+        """Return the arguments of asyncmy.connect."""
+        return {
+            "host": self.host,
+            "port": self.port,
+            "database": self.name,
+            "user": self.user,
+            "password_creator": self.current_password,
+            "ssl": self.tls_context(),
+        }
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the server reads from its environment."""
+
+    host: str
+    port: int
+    make_unhealthy: bool
+    database: DatabaseSettings
+
+    @classmethod
+    def read(cls, env: Env) -> "Settings":
+        """Read all settings; SystemExit with a sentence that names the bad one."""
+        return cls(
+            host=env.get("HOST") or "0.0.0.0",
+            port=number(env, "PORT", 80, 1, 65535),
+            make_unhealthy=choice(env, "MAKE_UNHEALTHY", "on", "off") == "on",
+            database=DatabaseSettings.read(env),
+        )
+
+
+# ---------------------------------------------------------------- the health flag
+
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S UTC"
+
+
+def now() -> str:
+    """Return the time, to the second, in UTC."""
+    return time.strftime(TIME_FORMAT, time.gmtime())
+
+
+CONTAINER = socket.gethostname()
+STARTED = now()
+
+healthy = True  # only a restart raises it again
+health = "healthy"  # the flag in words
+failed_probes = 0  # answers of /health since it was lowered
+
+
+# ---------------------------------------------------------------- the database
+
+T = TypeVar("T")
+
+
+class DatabaseLost(Exception):
+    """The database did not answer, or not in time, or not with what was asked for."""
+
+
+class Database:
+    """A pool of connections, and the knowledge whether the database was lost."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self.pool = asyncmy.Pool(0, settings.pool_size, autocommit=True, **settings.connection())
+        self.timeout = settings.timeout
+        self.lost_at: float | None = None
+
+    async def query(self, sql: str, *parameters: int) -> tuple[tuple[Any, ...], ...]:
+        """Return the rows of a query."""
+        async with self.pool.acquire() as connection, connection.cursor() as cursor:
+            await cursor.execute(sql, parameters)
+            return tuple(await cursor.fetchall())
+
+    @asynccontextmanager
+    async def answering(self) -> AsyncIterator[None]:
+        """Give what is done inside DB_TIMEOUT seconds; raise DatabaseLost where it takes longer or fails."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                yield
+        except (MySQLError, OSError, RuntimeError) as error:
+            reason = f"no answer within {self.timeout:g} s" if isinstance(error, TimeoutError) else str(error)
+            if self.lost_at is None:
+                self.lost_at = time.monotonic()
+                log.error("database lost: %s", reason)
+            raise DatabaseLost(reason) from error
+        if self.lost_at is not None:
+            log.info("database found again after %.1f s", time.monotonic() - self.lost_at)
+            self.lost_at = None
+
+
+class Shared(Generic[T]):
+    """Requests that wait together share one query.
+
+    A request joins only a query that starts after it came in, so nobody gets what is older than his request,
+    and however many clients there are, one query runs and one waits.
+    """
+
+    def __init__(self, database: Database, query: Callable[[], Awaitable[T]]) -> None:
+        self.database = database
+        self.query = query
+        self.running: asyncio.Task[T] | None = None
+        self.waiting: asyncio.Task[T] | None = None
+
+    async def result(self) -> T:
+        """Return what the next query returns; raise DatabaseLost where it fails."""
+        if self.waiting is None or self.waiting.done():
+            self.waiting = asyncio.create_task(self.run(after=self.running))
+        return await asyncio.shield(self.waiting)  # a client that hangs up cancels nobody else's query
+
+    async def run(self, after: "asyncio.Task[T] | None") -> T:
+        """Wait until the query that runs now has ended, then make the next one."""
+        async with self.database.answering():
+            if after:
+                await asyncio.wait([after])
+            self.running, self.waiting = self.waiting, None
+            return await self.query()
+
+
+# ---------------------------------------------------------------- the page
+
+PAGE_SIZE = 50
+MAX_ID = 2**63 - 1  # BIGINT
+
+STYLE = """
+:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }
+body { max-width: 60rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere }
+dl, nav { display: flex; flex-wrap: wrap; gap: .5rem 2rem }
+dt, td:first-child, caption { color: light-dark(#555, #bbb) }
+dd { margin: 0; font-weight: 600 }
+button { font: inherit; padding: .5rem 1rem }
+table { width: 100%; border-collapse: collapse }
+caption { text-align: start; padding: 1rem 0 .5rem }
+th, td { text-align: start; vertical-align: top; padding: .25rem .5rem; border-bottom: 1px solid light-dark(#ccc, #555) }
+a { color: light-dark(#0645ad, #8ab4f8) }
+.healthy { color: light-dark(#116329, #7ee787) }
+.unhealthy { color: light-dark(#b3140c, #ff9a90) }
+"""
+
+# Tells the heal from what the server answers; it remembers across a reload and rests while nobody looks.
+SCRIPT = """
+const form = document.querySelector("form"), list = document.querySelector("#heal")
+const [container, started, health] = document.querySelectorAll("dd")
+let heal = JSON.parse(sessionStorage.getItem("heal")), watching = false
+
+const seconds = at => ((at - heal.began) / 1000).toFixed(1)
+
+function show({text, at}) {
+  const item = document.createElement("li")
+  item.textContent = `${seconds(at)} s: ${text}`
+  list.append(item)
+}
+
+function observe(text) {
+  if (heal.steps.at(-1)?.text === text) return
+  heal.steps.push({text, at: Date.now()})
+  sessionStorage.setItem("heal", JSON.stringify(heal))
+  show(heal.steps.at(-1))
+}
+
+function begin(text) {
+  list.replaceChildren()
+  heal = {began: Date.now(), container: container.textContent, probes: 0, steps: []}
+  observe(text)
+  watch()
+}
+
+function end(page) {
+  const same = page.container === heal.container
+  observe(`${same ? "healthy again, healed" : `${page.container} answers instead, healthy,`} in ${seconds(Date.now())} s`)
+  sessionStorage.removeItem("heal")
+  heal = null
+  container.textContent = page.container
+  started.textContent = page.started
+  health.textContent = health.className = page.health
+  form.firstElementChild.disabled = false
+}
+
+async function look() {
+  let response, page
+  try {
+    response = await fetch("/", {headers: {Accept: "application/json"}, signal: AbortSignal.timeout(3000)})
+    page = await response.json()
+  } catch {
+    return observe(heal.probes < 3 ? "no answer" : "restarting (no answer)")
+  }
+  if (!response.ok) return observe(page.error)
+  if (page.healthy) return end(page)
+  health.textContent = page.health
+  health.className = "unhealthy"
+  while (heal.probes < page.failed_probes) observe(`probe ${++heal.probes} failed`)
+}
+
+async function watch() {
+  if (watching) return
+  watching = form.firstElementChild.disabled = true
+  while (heal && !document.hidden) {
+    await look()
+    await new Promise(resolve => setTimeout(resolve, 250))
+  }
+  watching = false
+}
+
+form.addEventListener("submit", async event => {
+  event.preventDefault()
+  const response = await fetch(form.action, {method: "POST"})
+  if (response.ok) begin("flag lowered")
+})
+document.addEventListener("visibilitychange", watch)
+if (heal) { heal.steps.forEach(show); watch() }
+else if (health.className === "unhealthy") begin("found unhealthy")
+"""
+
+ICON = b"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path fill="#2da44e" d="M6 1h4v5h5v4h-5v5H6v-5H1V6h5z"/></svg>"""
+
+
+def digest(text: str) -> str:
+    """Return the source that lets a Content-Security-Policy admit an inline element."""
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+COMMON_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+PAGE_HEADERS = COMMON_HEADERS | {
+    "Content-Security-Policy": f"default-src 'none'; style-src {digest(STYLE)}; script-src {digest(SCRIPT)}; "
+    "connect-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Vary": "Accept",
+}
+HTML_HEADERS = PAGE_HEADERS | {"Content-Type": "text/html; charset=utf-8"}
+JSON_HEADERS = PAGE_HEADERS | {"Content-Type": "application/json"}
+
+
+def render_document(title: str, body: str) -> bytes:
+    """Return a whole HTML page; title and body are HTML already."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<link rel="icon" href="/favicon.ico">
+<style>{STYLE}</style>
+<script type="module">{SCRIPT}</script>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
+</body>
+</html>
+""".encode()
+
+
+@dataclass(frozen=True)
+class Page:
+    """Accounts as (id, name, email), the `after` of the neighbouring pages, None where there is none, and the health."""
+
+    accounts: tuple[tuple[int, str, str], ...]
+    previous: int | None
+    next: int | None
+    healthy: bool
+    health: str
+    failed_probes: int
+    make_unhealthy: bool
+
+
+async def read_page(app: web.Application, after: int) -> Page:
+    """Read the first accounts whose id is above `after`; the cost does not grow with the table."""
+    rows = await app[DATABASE].query(
+        f"""
+        SELECT id, name, email, (SELECT id FROM accounts WHERE id <= %s ORDER BY id DESC LIMIT 1 OFFSET {PAGE_SIZE})
+        FROM accounts WHERE id > %s ORDER BY id LIMIT {PAGE_SIZE + 1}
+        """,
+        after,
+        after,
+    )
+    return Page(
+        accounts=tuple((id, name, email) for id, name, email, _ in rows[:PAGE_SIZE]),
+        previous=(rows and rows[0][3] or 0) if after else None,
+        next=rows[PAGE_SIZE - 1][0] if len(rows) > PAGE_SIZE else None,
+        healthy=healthy,
+        health=health,
+        failed_probes=failed_probes,
+        make_unhealthy=app[SETTINGS].make_unhealthy,
+    )
+
+
+@functools.lru_cache(maxsize=64)  # accounts that have not changed need no new rendering
+def render_html(page: Page) -> bytes:
+    """Return the page for people."""
+    state = "healthy" if page.healthy else "unhealthy"
+    parts = [
+        f"<dl>\n<div><dt>Container</dt><dd>{html.escape(CONTAINER)}</dd></div>\n"
+        f"<div><dt>Running since</dt><dd>{STARTED}</dd></div>\n"
+        f'<div><dt>Health</dt><dd class="{state}">{html.escape(page.health)}</dd></div>\n</dl>',
+        '<form method="post" action="/make-unhealthy"><button>Make unhealthy</button></form>',
+        '<ol id="heal" role="log"></ol>',
+    ]
+    if page.accounts:
+        rows = "\n".join(
+            f'<tr><td>{id}</td><th scope="row">{html.escape(name)}</th><td>{html.escape(email)}</td></tr>'
+            for id, name, email in page.accounts
+        )
+        parts.append(
+            "<table>\n"
+            f"<caption>Accounts {page.accounts[0][0]} to {page.accounts[-1][0]}</caption>\n"
+            '<thead><tr><th scope="col">Id</th><th scope="col">Name</th><th scope="col">Email</th></tr></thead>\n'
+            f"<tbody>\n{rows}\n</tbody>\n</table>"
+        )
+    elif page.previous is None:
+        parts.append("<p>There are no accounts yet. <code>docker compose up seeder</code> makes some.</p>")
+    else:
+        parts.append("<p>There are no accounts here. The previous page is the first one.</p>")
+    links = (("Previous", "prev", page.previous), ("Next", "next", page.next))
+    anchors = [f'<a rel="{rel}" href="/?after={id}">{text}</a>' for text, rel, id in links if id is not None]
+    if anchors:
+        parts.append(f'<nav aria-label="Pages">{" ".join(anchors)}</nav>')
+    return render_document("Accounts", "\n".join(parts))
+
+
+@functools.lru_cache(maxsize=64)
+def render_json(page: Page) -> bytes:
+    """Return the page for programs."""
+    accounts = [{"id": id, "name": name, "email": email} for id, name, email in page.accounts]
+    fields = {"container": CONTAINER, "started": STARTED} | asdict(page) | {"accounts": accounts}
+    return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+
+
+# ---------------------------------------------------------------- the handlers
+
+RETRY_AFTER = {"Retry-After": "2"}
+
+
+def text(sentence: str, status: int = 200) -> web.Response:
+    """Return a line of plain text."""
+    return web.Response(text=sentence + "\n", status=status, headers=COMMON_HEADERS)
+
+
+def after_of(request: web.Request) -> int:
+    """Return the id of the account before the page; 400 where it is none."""
+    values = request.query.getall("after", ["0"])
+    value = values[0]
+    if len(values) == 1 and len(value) <= 19 and value.isascii() and value.isdigit() and int(value) <= MAX_ID:
+        return int(value)
+    raise web.HTTPBadRequest(text=f"after must be given once, as a whole number from 0 to {MAX_ID}.")
+
+
+def shared_page(app: web.Application, after: int, render: Callable[[Page], bytes]) -> Shared[bytes]:
+    """Return the one place where all requests for a page meet; it lives while somebody waits there."""
+
+    async def query() -> bytes:
+        return render(await read_page(app, after))
+
+    key, pages = (after, render), app[PAGES]
+    return pages.get(key) or pages.setdefault(key, Shared(app[DATABASE], query))
+
+
+async def show_accounts(request: web.Request) -> web.Response:
+    """Answer with a page of accounts: HTML, or JSON for who accepts that and no HTML."""
+    accept = request.headers.get("Accept", "")
+    as_json = "application/json" in accept and "text/html" not in accept
+    render, headers = (render_json, JSON_HEADERS) if as_json else (render_html, HTML_HEADERS)
+    try:
+        body = await shared_page(request.app, after_of(request), render).result()
+    except DatabaseLost:
+        error = "The database does not answer. This page is back as soon as the database is."
+        body = json.dumps({"error": error}).encode() if as_json else render_document("No database", f"<p>{error}</p>")
+        return web.Response(body=body, status=503, headers=headers | RETRY_AFTER)
+    return web.Response(body=body, headers=headers)
+
+
+async def show_health(request: web.Request) -> web.Response:
+    """Liveness: the flag. It never asks the database: no restart of this process would bring that back."""
+    global failed_probes
+    if healthy:
+        return text(health)
+    failed_probes += 1
+    return text(health, 503)
+
+
+async def show_readiness(request: web.Request) -> web.Response:
+    """Readiness: the flag, and a database that answers."""
+    if not healthy:
+        return text(health, 503)
+    try:
+        await request.app[PING].result()
+    except DatabaseLost as lost:
+        return text(f"not ready: database lost: {lost}", 503)
+    return text("ready")
+
+
+async def make_unhealthy(request: web.Request) -> web.Response:
+    """Lower the flag, unless the web page of another site made a browser ask for it."""
+    global healthy, health
+    if not request.app[SETTINGS].make_unhealthy:
+        raise web.HTTPForbidden(text="/make-unhealthy is switched off here (MAKE_UNHEALTHY=off).")
+    if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+        raise web.HTTPForbidden(text="/make-unhealthy does not take requests from other sites.")
+    if healthy:
+        healthy = False
+        health = f"unhealthy since {now()}: {request.method} /make-unhealthy from {request.remote}"
+        log.warning("flag lowered: %s", health)
+    if request.method == "POST" and "text/html" in request.headers.get("Accept", ""):
+        raise web.HTTPSeeOther("/", text=health)
+    return text(health)
+
+
+async def show_icon(request: web.Request) -> web.Response:
+    """Answer with the favicon."""
+    return web.Response(body=ICON, headers={"Content-Type": "image/svg+xml", "Cache-Control": "max-age=86400"})
+
+
+@web.middleware
+async def explain(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Give every refusal the same headers and a sentence."""
+    try:
+        return await handler(request)
+    except web.HTTPException as refusal:
+        if isinstance(refusal, web.HTTPNotFound):
+            refusal.text = "There is nothing here. Try /, /health, /ready or /make-unhealthy."
+        if isinstance(refusal, web.HTTPMethodNotAllowed):
+            refusal.text = f"{request.method} is not allowed here, but {' and '.join(sorted(refusal.allowed_methods))}."
+        refusal.text = f"{refusal.text}\n"
+        refusal.headers.update(COMMON_HEADERS)
+        raise
+
+
+# ---------------------------------------------------------------- the application
+
+SETTINGS = web.AppKey("SETTINGS", Settings)
+DATABASE = web.AppKey("DATABASE", Database)
+PAGES = web.AppKey("PAGES", WeakValueDictionary[Any, Shared[bytes]])
+PING = web.AppKey("PING", Shared[Any])
+
+
+@asynccontextmanager
+async def database_context(app: web.Application) -> AsyncIterator[None]:
+    """Hold the connections, the first of which is made by the first request: the server starts without a database, too."""
+    database = app[DATABASE] = Database(app[SETTINGS].database)
+    app[PING] = Shared(database, lambda: database.query("SELECT 1"))
+    yield
+    database.pool.terminate()
+
+
+def make_app(settings: Settings) -> web.Application:
+    """Return the application."""
+    app = web.Application(middlewares=[explain])
+    app[SETTINGS], app[PAGES] = settings, WeakValueDictionary()
+    app.cleanup_ctx.append(database_context)
+    app.add_routes(
+        [
+            web.get("/", show_accounts),
+            web.get("/health", show_health),
+            web.get("/ready", show_readiness),
+            web.get("/make-unhealthy", make_unhealthy, allow_head=False),
+            web.post("/make-unhealthy", make_unhealthy),
+            web.get("/favicon.ico", show_icon),
+        ]
+    )
+    return app
+
+
+class AccessLog(AbstractAccessLogger):
+    """A line for each request but the successful probes.
+
+    Lines gather in stdout's buffer and are written twenty times a second: a write for each would cost as much
+    as the request. What is left there when the interpreter ends, it writes.
+    """
+
+    moment = ""  # when the first line of this twentieth of a second came; empty while none waits
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        """Add a line; `time` in seconds."""
+        if response.status == 200 and request.path in ("/health", "/ready"):
+            return
+        if not AccessLog.moment:
+            AccessLog.moment = now()
+            asyncio.get_running_loop().call_later(0.05, AccessLog.write)
+        sys.stdout.write(
+            f"{AccessLog.moment} {request.remote} {request.method} {request.raw_path!a} {response.status} {time:.4f} s\n"
+        )
+
+    @staticmethod
+    def write() -> None:
+        """Write the lines that wait."""
+        AccessLog.moment = ""
+        sys.stdout.flush()
+
+
+def start_log() -> None:
+    """Send what is logged to stdout, a line each."""
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(message)s", datefmt=TIME_FORMAT)
+
+
+def is_not_malformed_request(record: logging.LogRecord) -> bool:
+    """Leave a malformed request to the access log, which has its 400 already."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT; SystemExit with a sentence where that cannot be."""
+    settings = Settings.read(os.environ)
+    start_log()
+    log.info("%s starts", CONTAINER)
+    # aiohttp has no setting for these: its Server header names versions, and it logs each malformed request as
+    # an error of its own, with a traceback.
+    web_response.SERVER_SOFTWARE = "cct"  # type: ignore[attr-defined]
+    logging.getLogger("aiohttp.server").addFilter(is_not_malformed_request)
+    try:
+        web.run_app(
+            make_app(settings),
+            host=settings.host,
+            port=settings.port,
+            print=lambda _: log.info("listening on %s:%d", settings.host, settings.port),
+            access_log_class=AccessLog,
+            shutdown_timeout=3.0,  # spent twice at worst, and the healer kills after 10 s
+            loop=uvloop.new_event_loop(),
+        )
+    except OSError as error:
+        raise SystemExit(f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}.") from None
+    log.info("stopped")
+
+
+if __name__ == "__main__":
+    main()
