@@ -9,6 +9,7 @@ import html
 import json
 import logging
 import os
+import signal
 import socket
 import ssl
 import sys
@@ -125,10 +126,11 @@ class DatabaseSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the server reads from its environment."""
+    """What the server reads from its environment; `drain` in seconds."""
 
     host: str
     port: int
+    drain: float
     make_unhealthy: bool
     database: DatabaseSettings
 
@@ -138,6 +140,7 @@ class Settings:
         return cls(
             host=env.get("HOST") or "0.0.0.0",
             port=number(env, "PORT", 80, 1, 65535),
+            drain=number(env, "DRAIN", 0.0, 0.0, 300.0),
             make_unhealthy=choice(env, "MAKE_UNHEALTHY", "on", "off") == "on",
             database=DatabaseSettings.read(env),
         )
@@ -158,6 +161,7 @@ STARTED = now()
 
 healthy = True  # only a restart raises it again
 health = "healthy"  # the flag in words
+stopping = False  # no longer ready, but still serving until balancers know
 failed_probes = 0  # answers of /health since it was lowered
 
 
@@ -490,8 +494,8 @@ async def show_health(request: web.Request) -> web.Response:
 
 async def show_readiness(request: web.Request) -> web.Response:
     """Readiness: the flag, and a database that answers."""
-    if not healthy:
-        return text(health, 503)
+    if stopping or not healthy:
+        return text("stopping" if stopping else health, 503)
     try:
         await request.app[PING].result()
     except DatabaseLost as lost:
@@ -526,7 +530,10 @@ async def explain(
 ) -> web.StreamResponse:
     """Give every refusal the same headers and a sentence."""
     try:
-        return await handler(request)
+        response = await handler(request)
+        if stopping:
+            response.force_close()  # the client's next request goes where the balancer now points
+        return response
     except web.HTTPException as refusal:
         if isinstance(refusal, web.HTTPNotFound):
             refusal.text = "There is nothing here. Try /, /health, /ready or /make-unhealthy."
@@ -554,11 +561,26 @@ async def database_context(app: web.Application) -> AsyncIterator[None]:
     database.pool.terminate()
 
 
+@asynccontextmanager
+async def drain_context(app: web.Application) -> AsyncIterator[None]:
+    """Put DRAIN seconds of refused readiness between SIGTERM and the end, which SIGINT brings at once."""
+    loop = asyncio.get_running_loop()
+
+    def drain() -> None:
+        global stopping
+        stopping = True
+        log.info("stopping")
+        loop.call_later(app[SETTINGS].drain, signal.raise_signal, signal.SIGINT)
+
+    loop.add_signal_handler(signal.SIGTERM, drain)
+    yield
+
+
 def make_app(settings: Settings) -> web.Application:
     """Return the application."""
     app = web.Application(middlewares=[explain])
     app[SETTINGS], app[PAGES] = settings, WeakValueDictionary()
-    app.cleanup_ctx.append(database_context)
+    app.cleanup_ctx.extend([database_context, drain_context])
     app.add_routes(
         [
             web.get("/", show_accounts),
@@ -603,6 +625,7 @@ def start_log() -> None:
     """Send what is logged to stdout, a line each."""
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(message)s", datefmt=TIME_FORMAT)
+    logging.getLogger("asyncmy").setLevel(logging.ERROR)  # it warns of a table that exists already, as it should
 
 
 def is_not_malformed_request(record: logging.LogRecord) -> bool:
