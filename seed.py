@@ -59,13 +59,13 @@ def generate(count: int) -> Iterator[Account]:
 def load(file: str) -> Iterator[Account]:
     """Yield the accounts of a CSV file; SystemExit with a sentence that names the line and column of a bad one."""
     try:
-        with open(file, encoding="utf-8-sig", newline="") as lines:
+        with Path(file).open(encoding="utf-8-sig", newline="") as lines:
             rows = csv.reader(lines, strict=True)
             header = next(rows, [])
             if sorted(header) != sorted(COLUMNS):
                 raise SystemExit(f"{file}, line 1: the header must be {','.join(COLUMNS)}, not {','.join(header)!r}.")
-            for row in rows:
-                account = dict(zip(header, row))
+            for row in filter(None, rows):
+                account = dict(zip(header, row, strict=False))
                 for column in header:
                     if not 0 < len(account.get(column, "")) <= MAX_LENGTH:
                         raise SystemExit(

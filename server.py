@@ -204,6 +204,13 @@ class Database:
             log.info("database found again after %.1f s", time.monotonic() - self.lost_at)
             self.lost_at = None
 
+    async def close(self) -> None:
+        """Close the connections; one that hangs is left to the end of the process."""
+        self.pool.terminate()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await self.pool.wait_closed()
+
 
 class Shared(Generic[T]):
     """Requests that wait together share one query.
@@ -247,7 +254,8 @@ dd { margin: 0; font-weight: 600 }
 button { font: inherit; padding: .5rem 1rem }
 table { width: 100%; border-collapse: collapse }
 caption { text-align: start; padding: 1rem 0 .5rem }
-th, td { text-align: start; vertical-align: top; padding: .25rem .5rem; border-bottom: 1px solid light-dark(#ccc, #555) }
+th, td { text-align: start; vertical-align: top; padding: .25rem .5rem }
+tr { border-bottom: 1px solid light-dark(#ccc, #555) }
 a { color: light-dark(#0645ad, #8ab4f8) }
 .healthy { color: light-dark(#116329, #7ee787) }
 .unhealthy { color: light-dark(#b3140c, #ff9a90) }
@@ -282,8 +290,8 @@ function begin(text) {
 }
 
 function end(page) {
-  const same = page.container === heal.container
-  observe(`${same ? "healthy again, healed" : `${page.container} answers instead, healthy,`} in ${seconds(Date.now())} s`)
+  const how = page.container === heal.container ? "healthy again, healed" : `${page.container} answers, healthy,`
+  observe(`${how} in ${seconds(Date.now())} s`)
   sessionStorage.removeItem("heal")
   heal = null
   container.textContent = page.container
@@ -327,7 +335,11 @@ if (heal) { heal.steps.forEach(show); watch() }
 else if (health.className === "unhealthy") begin("found unhealthy")
 """
 
-ICON = b"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path fill="#2da44e" d="M6 1h4v5h5v4h-5v5H6v-5H1V6h5z"/></svg>"""
+ICON = """
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">
+<path fill="#2da44e" d="M6 1h4v5h5v4h-5v5H6v-5H1V6h5z"/>
+</svg>
+"""
 
 
 def digest(text: str) -> str:
@@ -367,7 +379,7 @@ def render_document(title: str, body: str) -> bytes:
 
 @dataclass(frozen=True)
 class Page:
-    """Accounts as (id, name, email), the `after` of the neighbouring pages, None where there is none, and the health."""
+    """Accounts as (id, name, email), the `after` of the pages around them, None where there is none, and the health."""
 
     accounts: tuple[tuple[int, str, str], ...]
     previous: int | None
@@ -381,16 +393,15 @@ class Page:
 async def read_page(app: web.Application, after: int) -> Page:
     """Read the first accounts whose id is above `after`; the cost does not grow with the table."""
     rows = await app[DATABASE].query(
-        f"""
-        SELECT id, name, email, (SELECT id FROM accounts WHERE id <= %s ORDER BY id DESC LIMIT 1 OFFSET {PAGE_SIZE})
-        FROM accounts WHERE id > %s ORDER BY id LIMIT {PAGE_SIZE + 1}
+        """
+        SELECT id, name, email, (SELECT id FROM accounts WHERE id <= %s ORDER BY id DESC LIMIT 1 OFFSET %s)
+        FROM accounts WHERE id > %s ORDER BY id LIMIT %s
         """,
-        after,
-        after,
+        *(after, PAGE_SIZE, after, PAGE_SIZE + 1),
     )
     return Page(
         accounts=tuple((id, name, email) for id, name, email, _ in rows[:PAGE_SIZE]),
-        previous=(rows and rows[0][3] or 0) if after else None,
+        previous=(rows[0][3] or 0 if rows else 0) if after else None,
         next=rows[PAGE_SIZE - 1][0] if len(rows) > PAGE_SIZE else None,
         healthy=healthy,
         health=health,
@@ -407,9 +418,10 @@ def render_html(page: Page) -> bytes:
         f"<dl>\n<div><dt>Container</dt><dd>{html.escape(CONTAINER)}</dd></div>\n"
         f"<div><dt>Running since</dt><dd>{STARTED}</dd></div>\n"
         f'<div><dt>Health</dt><dd class="{state}">{html.escape(page.health)}</dd></div>\n</dl>',
-        '<form method="post" action="/make-unhealthy"><button>Make unhealthy</button></form>',
-        '<ol id="heal" role="log"></ol>',
     ]
+    if page.make_unhealthy:
+        parts.append('<form method="post" action="/make-unhealthy"><button>Make unhealthy</button></form>')
+    parts.append('<ol id="heal" role="log"></ol>')
     if page.accounts:
         rows = "\n".join(
             f'<tr><td>{id}</td><th scope="row">{html.escape(name)}</th><td>{html.escape(email)}</td></tr>'
@@ -521,7 +533,7 @@ async def make_unhealthy(request: web.Request) -> web.Response:
 
 async def show_icon(request: web.Request) -> web.Response:
     """Answer with the favicon."""
-    return web.Response(body=ICON, headers={"Content-Type": "image/svg+xml", "Cache-Control": "max-age=86400"})
+    return web.Response(text=ICON.strip(), content_type="image/svg+xml", headers={"Cache-Control": "max-age=86400"})
 
 
 @web.middleware
@@ -554,11 +566,11 @@ PING = web.AppKey("PING", Shared[Any])
 
 @asynccontextmanager
 async def database_context(app: web.Application) -> AsyncIterator[None]:
-    """Hold the connections, the first of which is made by the first request: the server starts without a database, too."""
+    """Hold the connections. A request makes the first one: the server starts without a database, too."""
     database = app[DATABASE] = Database(app[SETTINGS].database)
     app[PING] = Shared(database, lambda: database.query("SELECT 1"))
     yield
-    database.pool.terminate()
+    await database.close()
 
 
 @asynccontextmanager
@@ -610,9 +622,8 @@ class AccessLog(AbstractAccessLogger):
         if not AccessLog.moment:
             AccessLog.moment = now()
             asyncio.get_running_loop().call_later(0.05, AccessLog.write)
-        sys.stdout.write(
-            f"{AccessLog.moment} {request.remote} {request.method} {request.raw_path!a} {response.status} {time:.4f} s\n"
-        )
+        what = f"{request.remote} {request.method} {request.raw_path!a}"
+        sys.stdout.write(f"{AccessLog.moment} {what} {response.status} {time:.4f} s\n")
 
     @staticmethod
     def write() -> None:

@@ -31,7 +31,7 @@ def free_port() -> int:
 
 def run(*command: str | Path, cwd: Path) -> str:
     """Run a command and return its output; SystemExit with that where it fails."""
-    done = subprocess.run(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(command, cwd=cwd, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         raise SystemExit(f"{command[0]} failed: {done.stdout}")
     return done.stdout
@@ -82,21 +82,21 @@ class Database:
 
     def start(self, *options: str) -> None:
         """Start the server and wait until it takes connections; SystemExit with its log where it does not."""
-        log = self.directory / "log"
-        self.process = subprocess.Popen(
-            [
-                *(self.program, "--no-defaults", *self.options, f"--port={self.port}", "--bind-address=127.0.0.1"),
-                *(f"--socket={self.directory}/socket", f"--pid-file={self.directory}/pid", "--skip-name-resolve"),
-                *("--ssl-cert=../cert.pem", "--ssl-key=../key.pem", f"--init-file={self.directory}/users.sql"),
-                *options,
-            ],
-            stdout=log.open("ab"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the program that stops it
-        )
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(self.program, "--no-defaults", *self.options, f"--port={self.port}", "--bind-address=127.0.0.1"),
+                    *(f"--socket={self.directory}/socket", f"--pid-file={self.directory}/pid", "--skip-name-resolve"),
+                    *("--ssl-cert=../cert.pem", "--ssl-key=../key.pem", f"--init-file={self.directory}/users.sql"),
+                    *options,
+                ],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the program that stops it
+            )
         while not self.answers():
             if self.process.poll() is not None:
-                raise SystemExit(f"{self.program} ended: {log.read_text()}")
+                raise SystemExit(f"{self.program} ended: {(self.directory / 'log').read_text()}")
             time.sleep(0.05)
 
     def answers(self) -> bool:

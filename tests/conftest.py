@@ -1,0 +1,79 @@
+"""What the tests share: a private database, the accounts in it, and a client of the server."""
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import asyncmy
+import pytest
+from aiohttp.test_utils import TestClient
+from asyncmy.connection import Connection
+from pytest_aiohttp import AiohttpClient
+
+import seed
+import server
+from server import DatabaseSettings, Settings
+from tests.local import Database, private_database
+
+Client = TestClient[Any, Any]
+MakeClient = Callable[..., Awaitable[Client]]
+Root = Callable[[], AbstractAsyncContextManager[Connection]]
+Rows = tuple[tuple[Any, ...], ...]
+Sql = Callable[..., Awaitable[Rows]]
+
+
+@pytest.fixture(scope="session")
+def shared_database() -> Iterator[Database]:
+    with private_database() as database:
+        yield database
+
+
+@pytest.fixture
+def root(shared_database: Database) -> Root:
+    """Give a function that logs in to the database as root."""
+    arguments = DatabaseSettings.read(shared_database.env("root")).connection()
+    return lambda: asyncmy.connect(autocommit=True, **arguments)
+
+
+@pytest.fixture
+def sql(root: Root) -> Sql:
+    """Give a function that executes a statement as root and returns its rows."""
+
+    async def execute(statement: str, *parameters: object) -> Rows:
+        async with root() as connection, connection.cursor() as cursor:
+            await cursor.execute(statement, parameters)
+            return tuple(await cursor.fetchall())
+
+    return execute
+
+
+@pytest.fixture
+async def empty_database(shared_database: Database, sql: Sql) -> Database:
+    """Give a database without the table."""
+    await sql("DROP TABLE IF EXISTS cct.accounts")
+    return shared_database
+
+
+@pytest.fixture
+async def database(empty_database: Database) -> Database:
+    """Give a database with 120 accounts, two full pages and a part of a third."""
+    await seed.seed(seed.SeedSettings.read(empty_database.env("seeder") | {"SEED_ACCOUNTS": "120"}))
+    return empty_database
+
+
+@pytest.fixture
+def make_client(aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch) -> MakeClient:
+    """Give a function that starts the server with settings, its flag up, and returns a client of it."""
+
+    async def make(settings: dict[str, str]) -> Client:
+        for name, value in (("healthy", True), ("health", "healthy"), ("failed_probes", 0), ("stopping", False)):
+            monkeypatch.setattr(server, name, value)
+        client: Client = await aiohttp_client(server.make_app(Settings.read(settings)))
+        return client
+
+    return make
+
+
+@pytest.fixture
+async def client(make_client: MakeClient, database: Database) -> Client:
+    return await make_client(database.env("app"))
