@@ -1,5 +1,8 @@
-# The database's users, with the passwords that stand in /run/secrets/<user>/password. MySQL's image runs this on the
-# first start of db; run again, it sets the passwords anew.
+# The database's users, with the passwords of /run/secrets/<user>/password. The first start of db runs this (that is
+# what MySQL's image does with it), and again, with the word rotate, who wants new passwords.
+if [ "$1" = rotate ]; then
+  for user in app seeder; do echo "$(openssl rand -hex 24)" >/run/secrets/$user/password; done
+fi
 MYSQL_PWD=$(cat /run/secrets/root/password) mysql --protocol=socket --user=root <<SQL
 CREATE USER IF NOT EXISTS app, seeder;
 ALTER USER app IDENTIFIED BY '$(cat /run/secrets/app/password)' REQUIRE SSL;

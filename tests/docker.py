@@ -1,0 +1,118 @@
+"""A Compose stack of the tests' own, in a real engine."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.local import ROOT, free_port
+
+
+def docker(*arguments: str, cwd: Path = ROOT, env: Mapping[str, str] = os.environ) -> str:
+    """Run a docker command and return its output; AssertionError with its errors where it fails."""
+    done = subprocess.run(
+        ["docker", *arguments], cwd=cwd, env=env, check=False, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def require_engine() -> None:
+    """Skip the test where there is no engine with Compose; fail it where REQUIRE_DOCKER=1 says that there is one."""
+    try:
+        docker("compose", "version")
+        docker("info")
+    except (AssertionError, OSError) as error:
+        if os.environ.get("REQUIRE_DOCKER") == "1":
+            pytest.fail(f"REQUIRE_DOCKER=1, but there is no Docker engine: {error}")
+        pytest.skip("needs a Docker engine with Compose")
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 60) -> float:
+    """Wait until a condition holds; return after how many seconds; AssertionError where it never does."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, f"not {what} within {seconds} s"
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
+class Stack:
+    """A copy of the project in a folder of its own, with a project name and a port of its own."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        ignored = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "node_modules")
+        shutil.copytree(ROOT, folder, ignore=ignored)
+        self.folder = folder
+        self.name = f"cct-test-{free_port()}"
+        self.port = free_port()
+        self.env = os.environ | {"COMPOSE_PROJECT_NAME": self.name, "APP_PORT": str(self.port)} | settings
+
+    def compose(self, *arguments: str) -> str:
+        """Run a docker compose command in the folder."""
+        return docker("compose", *arguments, cwd=self.folder, env=self.env)
+
+    def up(self) -> None:
+        """Start it as the README says."""
+        self.compose("up", "-d", "--build", "--wait")
+
+    def down(self) -> None:
+        """Remove what it made, but for the images of others."""
+        self.compose("down", "-v", "--rmi", "local", "-t", "2")
+
+    def container(self, service: str) -> str:
+        """Return the name of a service's container."""
+        return f"{self.name}-{service}-1"
+
+    def inspect(self, service: str) -> Any:
+        """Return what the engine knows of a service's container."""
+        return json.loads(docker("inspect", self.container(service)))[0]
+
+    def health(self, service: str = "app") -> str:
+        """Return the health that the engine sees."""
+        return str(self.inspect(service)["State"]["Health"]["Status"])
+
+    def exec(self, service: str, *command: str) -> str:
+        """Run a command in a service's container."""
+        return docker("exec", self.container(service), *command)
+
+    def sql(self, statement: str, user: str = "root") -> str:
+        """Execute a statement as a user: root over the socket, others over TCP."""
+        host = "" if user == "root" else "--host=127.0.0.1"
+        command = f'MYSQL_PWD=$(cat /run/secrets/{user}/password) mysql -u {user} {host} -Ne "{statement}" cct'
+        return self.exec("db", "sh", "-c", command)
+
+    def get(self, path: str = "/", accept: str = "*/*") -> tuple[int, str]:
+        """Return the status and the text of an answer."""
+        client = HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            client.request("GET", path, headers={"Accept": accept})
+            response = client.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            client.close()
+
+    def page(self) -> Any:
+        """Return the account page for programs."""
+        status, text = self.get("/", "application/json")
+        assert status == 200, text
+        return json.loads(text)
+
+
+@contextmanager
+def running_stack(folder: Path, **settings: str) -> Iterator[Stack]:
+    """Give a stack that is up, and leave nothing of it behind."""
+    stack = Stack(folder, **settings)
+    try:
+        stack.up()
+        yield stack
+    finally:
+        stack.down()
