@@ -246,26 +246,32 @@ PAGE_SIZE = 50
 MAX_ID = 2**63 - 1  # BIGINT
 
 STYLE = """
-:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }
-body { max-width: 60rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere }
-dl, nav { display: flex; flex-wrap: wrap; gap: .5rem 2rem }
-dt, td:first-child, caption { color: light-dark(#555, #bbb) }
+:root { color-scheme: light dark; --line: light-dark(#d0d7de, #3d444d); --dim: light-dark(#59636e, #9198a1) }
+:root { color: CanvasText; background: Canvas; font: 1rem/1.5 system-ui, sans-serif }
+body { max-width: 56rem; margin: auto; padding: 1rem; overflow-wrap: anywhere }
+header { border: 1px solid var(--line); border-radius: .75rem; padding: 1rem }
+dl, nav { display: flex; flex-wrap: wrap; gap: .5rem 2.5rem; margin: 0 0 1rem }
+dt, caption, td:first-child { color: var(--dim) }
 dd { margin: 0; font-weight: 600 }
-button { font: inherit; padding: .5rem 1rem }
+button { font: inherit; padding: .5rem 1rem; border: 1px solid var(--line); border-radius: .5rem }
+ol { margin: 1rem 0 0; padding: 0; list-style: none; font-variant-numeric: tabular-nums }
+ol:empty { display: none }
 table { width: 100%; border-collapse: collapse }
 caption { text-align: start; padding: 1rem 0 .5rem }
-th, td { text-align: start; vertical-align: top; padding: .25rem .5rem }
-tr { border-bottom: 1px solid light-dark(#ccc, #555) }
-a { color: light-dark(#0645ad, #8ab4f8) }
+th, td { text-align: start; vertical-align: top; padding: .375rem .5rem .375rem 0 }
+tr { border-bottom: 1px solid var(--line) }
+tbody th { font-weight: normal }
+nav { margin: 1rem 0 }
+a { color: light-dark(#0550ae, #79c0ff) }
 .healthy { color: light-dark(#116329, #7ee787) }
-.unhealthy { color: light-dark(#b3140c, #ff9a90) }
+.unhealthy { color: light-dark(#a40e26, #ffa198) }
 """
 
 # Tells the heal from what the server answers; it remembers across a reload and rests while nobody looks.
 SCRIPT = """
-const form = document.querySelector("form"), list = document.querySelector("#heal")
+const form = document.querySelector("form"), list = document.querySelector("ol")
 const [container, started, health] = document.querySelectorAll("dd")
-let heal = JSON.parse(sessionStorage.getItem("heal")), watching = false
+let heal = JSON.parse(sessionStorage.getItem("heal")), watching = false, leaving = false
 
 const seconds = at => ((at - heal.began) / 1000).toFixed(1)
 
@@ -306,7 +312,7 @@ async function look() {
     response = await fetch("/", {headers: {Accept: "application/json"}, signal: AbortSignal.timeout(3000)})
     page = await response.json()
   } catch {
-    return observe(heal.probes < 3 ? "no answer" : "restarting (no answer)")
+    return leaving || observe(heal.probes < 3 ? "no answer" : "restarting (no answer)")
   }
   if (!response.ok) return observe(page.error)
   if (page.healthy) return end(page)
@@ -331,6 +337,7 @@ form.addEventListener("submit", async event => {
   if (response.ok) begin("flag lowered")
 })
 document.addEventListener("visibilitychange", watch)
+addEventListener("beforeunload", () => leaving = true) // which ends a request, and says nothing of the server
 if (heal) { heal.steps.forEach(show); watch() }
 else if (health.className === "unhealthy") begin("found unhealthy")
 """
@@ -357,8 +364,8 @@ HTML_HEADERS = PAGE_HEADERS | {"Content-Type": "text/html; charset=utf-8"}
 JSON_HEADERS = PAGE_HEADERS | {"Content-Type": "application/json"}
 
 
-def render_document(title: str, body: str) -> bytes:
-    """Return a whole HTML page; title and body are HTML already."""
+def render_document(title: str, body: str, script: str = "") -> bytes:
+    """Return a whole HTML page; title, body and script are HTML already."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -367,11 +374,12 @@ def render_document(title: str, body: str) -> bytes:
 <title>{title}</title>
 <link rel="icon" href="/favicon.ico">
 <style>{STYLE}</style>
-<script type="module">{SCRIPT}</script>
-</head>
+{script}</head>
 <body>
+<main>
 <h1>{title}</h1>
 {body}
+</main>
 </body>
 </html>
 """.encode()
@@ -410,38 +418,52 @@ async def read_page(app: web.Application, after: int) -> Page:
     )
 
 
-@functools.lru_cache(maxsize=64)  # accounts that have not changed need no new rendering
+def render_state(page: Page) -> str:
+    """Return which container answers and how it is, and the button that makes it unhealthy."""
+    button = '<form method="post" action="/make-unhealthy"><button>Make unhealthy</button></form>\n'
+    return f"""<header>
+<dl>
+<div><dt>Container</dt><dd>{html.escape(CONTAINER)}</dd></div>
+<div><dt>Running since</dt><dd>{STARTED}</dd></div>
+<div><dt>Health</dt><dd class="{"healthy" if page.healthy else "unhealthy"}">{html.escape(page.health)}</dd></div>
+</dl>
+{button if page.make_unhealthy else ""}<ol aria-live="polite" aria-label="The heal"></ol>
+</header>
+"""
+
+
+def render_accounts(page: Page) -> str:
+    """Return the table of accounts, or what to do where there are none."""
+    if not page.accounts and page.previous is None:
+        return "<p>There are no accounts yet: <code>docker compose up seeder</code> makes some.</p>\n"
+    if not page.accounts:
+        return "<p>There are no accounts here: the last one is before this page.</p>\n"
+    rows = "\n".join(
+        f'<tr><td>{id}</td><th scope="row">{html.escape(name)}</th><td>{html.escape(email)}</td></tr>'
+        for id, name, email in page.accounts
+    )
+    return f"""<table>
+<caption>{len(page.accounts)} accounts from id {page.accounts[0][0]}</caption>
+<thead><tr><th scope="col">Id</th><th scope="col">Name</th><th scope="col">Email</th></tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table>
+"""
+
+
+def render_links(page: Page) -> str:
+    """Return the links to the pages around this one."""
+    links = (("prev", "Previous", page.previous), ("next", "Next", page.next))
+    anchors = [f'<a rel="{rel}" href="/?after={after}">{text}</a>' for rel, text, after in links if after is not None]
+    return f'<nav aria-label="Pages">{" ".join(anchors)}</nav>' if anchors else ""
+
+
+@functools.lru_cache(maxsize=64)  # a page that is equal to an earlier one needs no new rendering
 def render_html(page: Page) -> bytes:
     """Return the page for people."""
-    state = "healthy" if page.healthy else "unhealthy"
-    parts = [
-        f"<dl>\n<div><dt>Container</dt><dd>{html.escape(CONTAINER)}</dd></div>\n"
-        f"<div><dt>Running since</dt><dd>{STARTED}</dd></div>\n"
-        f'<div><dt>Health</dt><dd class="{state}">{html.escape(page.health)}</dd></div>\n</dl>',
-    ]
-    if page.make_unhealthy:
-        parts.append('<form method="post" action="/make-unhealthy"><button>Make unhealthy</button></form>')
-    parts.append('<ol id="heal" role="log"></ol>')
-    if page.accounts:
-        rows = "\n".join(
-            f'<tr><td>{id}</td><th scope="row">{html.escape(name)}</th><td>{html.escape(email)}</td></tr>'
-            for id, name, email in page.accounts
-        )
-        parts.append(
-            "<table>\n"
-            f"<caption>Accounts {page.accounts[0][0]} to {page.accounts[-1][0]}</caption>\n"
-            '<thead><tr><th scope="col">Id</th><th scope="col">Name</th><th scope="col">Email</th></tr></thead>\n'
-            f"<tbody>\n{rows}\n</tbody>\n</table>"
-        )
-    elif page.previous is None:
-        parts.append("<p>There are no accounts yet. <code>docker compose up seeder</code> makes some.</p>")
-    else:
-        parts.append("<p>There are no accounts here. The previous page is the first one.</p>")
-    links = (("Previous", "prev", page.previous), ("Next", "next", page.next))
-    anchors = [f'<a rel="{rel}" href="/?after={id}">{text}</a>' for text, rel, id in links if id is not None]
-    if anchors:
-        parts.append(f'<nav aria-label="Pages">{" ".join(anchors)}</nav>')
-    return render_document("Accounts", "\n".join(parts))
+    script = f'<script type="module">{SCRIPT}</script>\n' if page.make_unhealthy else ""
+    return render_document("Accounts", render_state(page) + render_accounts(page) + render_links(page), script)
 
 
 @functools.lru_cache(maxsize=64)
@@ -489,8 +511,11 @@ async def show_accounts(request: web.Request) -> web.Response:
     try:
         body = await shared_page(request.app, after_of(request), render).result()
     except DatabaseLost:
-        error = "The database does not answer. This page is back as soon as the database is."
-        body = json.dumps({"error": error}).encode() if as_json else render_document("No database", f"<p>{error}</p>")
+        error = (
+            "The database does not answer. Try again in a few seconds: this page is back as soon as the database is."
+        )
+        advice = f"<p>{error}</p>\n<p><code>docker compose logs db app</code> tells more.</p>"
+        body = json.dumps({"error": error}).encode() if as_json else render_document("No database", advice)
         return web.Response(body=body, status=503, headers=headers | RETRY_AFTER)
     return web.Response(body=body, headers=headers)
 

@@ -1,7 +1,13 @@
 """What the tests share: a private database, the accounts in it, and a client of the server."""
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 import asyncmy
@@ -11,15 +17,51 @@ from asyncmy.connection import Connection
 from pytest_aiohttp import AiohttpClient
 
 import seed
-import server
-from server import DatabaseSettings, Settings
-from tests.local import Database, private_database
+from server import DatabaseSettings, Settings, make_app
+from tests.local import ROOT, Database, free_port, private_database
 
 Client = TestClient[Any, Any]
 MakeClient = Callable[..., Awaitable[Client]]
 Root = Callable[[], AbstractAsyncContextManager[Connection]]
 Rows = tuple[tuple[Any, ...], ...]
 Sql = Callable[..., Awaitable[Rows]]
+
+
+class Server:
+    """A server.py that runs, with its log in a file."""
+
+    def __init__(self, settings: dict[str, str], log: Path) -> None:
+        self.port = free_port()
+        self.log = log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, ROOT / "server.py"],
+                env=os.environ | settings | {"HOST": "127.0.0.1", "PORT": str(self.port)},
+                stdout=file,
+                stderr=file,
+            )
+        self.wait_for("listening on")
+
+    def wait_for(self, text: str) -> None:
+        """Wait until the log has a text."""
+        deadline = time.monotonic() + 10
+        while text not in self.log.read_text():
+            assert time.monotonic() < deadline, f"no {text!r} in {self.log.read_text()}"
+            time.sleep(0.05)
+
+    def get(self, path: str, timeout: float = 10) -> tuple[int, str]:
+        """Return the status and the text of an answer."""
+        client = HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            client.request("GET", path)
+            response = client.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            client.close()
+
+    def lines(self) -> list[str]:
+        """Return the lines of the log without their times."""
+        return [line.split(" UTC ", 1)[1] for line in self.log.read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")
@@ -67,8 +109,8 @@ def make_client(aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch) 
 
     async def make(settings: dict[str, str]) -> Client:
         for name, value in (("healthy", True), ("health", "healthy"), ("failed_probes", 0), ("stopping", False)):
-            monkeypatch.setattr(server, name, value)
-        client: Client = await aiohttp_client(server.make_app(Settings.read(settings)))
+            monkeypatch.setattr(f"server.{name}", value)
+        client: Client = await aiohttp_client(make_app(Settings.read(settings)))
         return client
 
     return make
@@ -77,3 +119,11 @@ def make_client(aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 async def client(make_client: MakeClient, database: Database) -> Client:
     return await make_client(database.env("app"))
+
+
+@pytest.fixture
+def server(database: Database, tmp_path: Path) -> Iterator[Server]:
+    server = Server(database.env("app"), tmp_path / "log")
+    yield server
+    server.process.kill()
+    server.process.wait()

@@ -7,68 +7,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from http.client import HTTPConnection
 from pathlib import Path
 
-import pytest
-
-from tests.conftest import Root, Sql
-from tests.local import ROOT, Database, free_port
+from tests.conftest import Root, Server, Sql
+from tests.local import ROOT, Database
 
 MOMENT = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC "
-
-
-class Server:
-    """A server.py that runs, with its log in a file."""
-
-    def __init__(self, settings: dict[str, str], log: Path) -> None:
-        self.port = free_port()
-        self.log = log
-        with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, ROOT / "server.py"],
-                env=os.environ | settings | {"HOST": "127.0.0.1", "PORT": str(self.port)},
-                stdout=file,
-                stderr=file,
-            )
-        self.wait_for("listening on")
-
-    def wait_for(self, text: str) -> None:
-        """Wait until the log has a text."""
-        for _ in every_moment(10):
-            if text in self.log.read_text():
-                return
-        raise AssertionError(f"no {text!r} in {self.log.read_text()}")
-
-    def get(self, path: str, timeout: float = 10) -> tuple[int, str]:
-        """Return the status and the text of an answer."""
-        client = HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        try:
-            client.request("GET", path)
-            response = client.getresponse()
-            return response.status, response.read().decode()
-        finally:
-            client.close()
-
-    def lines(self) -> list[str]:
-        """Return the lines of the log without their times."""
-        return [re.sub(f"^{MOMENT}", "", line) for line in self.log.read_text().splitlines()]
-
-
-def every_moment(seconds: float) -> Iterator[None]:
-    """Yield twenty times a second until the seconds are over."""
-    for _ in range(int(seconds * 20)):
-        yield
-        time.sleep(0.05)
-
-
-@pytest.fixture
-def server(database: Database, tmp_path: Path) -> Iterator[Server]:
-    server = Server(database.env("app"), tmp_path / "log")
-    yield server
-    server.process.kill()
-    server.process.wait()
 
 
 def test_log_tells_the_story(server: Server) -> None:

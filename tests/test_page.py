@@ -1,0 +1,245 @@
+"""The page in a real browser: what people see, hear and do, and the whole heal against the real stack."""
+
+import asyncio
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
+
+from tests.conftest import Server, Sql
+from tests.docker import docker, require_engine, running_stack
+from tests.local import Database
+
+ARGUMENTS = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+OpenPage = Callable[..., Awaitable[Page]]
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    """Give the system's Chromium."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not program and os.environ.get("REQUIRE_BROWSER") == "1":
+        pytest.fail("REQUIRE_BROWSER=1, but there is no Chromium")
+    if not program:
+        pytest.skip("needs Chromium")
+    async with async_playwright() as playwright:
+        arguments = [*ARGUMENTS, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+        browser = await playwright.chromium.launch(executable_path=program, args=arguments)
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
+    """Give a function that opens a page; whatever its console then says, a CSP violation for one, is an error."""
+    said: list[str] = []
+    contexts: list[BrowserContext] = []
+
+    async def open_url(url: str, **options: Any) -> Page:
+        contexts.append(await browser.new_context(**options))
+        page = await contexts[-1].new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        await page.goto(url)
+        return page
+
+    yield open_url
+    for context in contexts:
+        await context.close()
+    assert [text for text in said if "Failed to load resource" not in text] == []  # an honest 503, or no answer
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    return f"http://127.0.0.1:{server.port}"
+
+
+async def violations(page: Page) -> str:
+    """Return what an accessibility audit of the page finds."""
+    results = await Axe().run(page)
+    return "" if results.violations_count == 0 else results.generate_report()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_audit_finds_nothing(url: str, open_page: OpenPage, scheme: str) -> None:
+    page = await open_page(url, color_scheme=scheme)
+    assert await violations(page) == ""
+    await page.goto(f"{url}/?after=50")
+    assert await violations(page) == ""
+    await page.get_by_role("button").click()
+    await expect(page.get_by_text("flag lowered")).to_be_visible()
+    await expect(page.locator("dd").nth(2)).to_have_text(re.compile("^unhealthy since"))
+    assert await violations(page) == ""
+
+
+async def test_dark_scheme_is_dark(url: str, open_page: OpenPage) -> None:
+    async def colors(scheme: str) -> tuple[str, str]:
+        page = await open_page(url, color_scheme=scheme)
+        style = "getComputedStyle(document.body)"
+        image = await page.screenshot(clip={"x": 0, "y": 0, "width": 1, "height": 1})
+        return await page.evaluate(f"{style}.color"), image.hex()
+
+    light, dark = await colors("light"), await colors("dark")
+    assert light[0] == "rgb(0, 0, 0)"
+    assert dark[0] == "rgb(255, 255, 255)"
+    assert light[1] != dark[1]
+
+
+async def test_table_has_a_caption_and_headers(url: str, open_page: OpenPage) -> None:
+    page = await open_page(url)
+    table = page.get_by_role("table", name="50 accounts from id 1")
+    await expect(table.get_by_role("columnheader")).to_have_text(["Id", "Name", "Email"])
+    await expect(table.get_by_role("rowheader")).to_have_count(50)
+
+
+async def test_keyboard_alone_leads_through_the_pages_and_lowers_the_flag(url: str, open_page: OpenPage) -> None:
+    page = await open_page(f"{url}/?after=50")
+    for name, after in (("Next", 100), ("Previous", 50), ("Previous", 0)):
+        for _ in range(4):
+            await page.keyboard.press("Tab")
+            if await page.evaluate("document.activeElement.textContent") == name:
+                break
+        await page.keyboard.press("Enter")
+        await page.wait_for_url(f"{url}/?after={after}")
+    await page.keyboard.press("Tab")
+    await expect(page.get_by_role("button", name="Make unhealthy")).to_be_focused()
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("listitem")).to_have_text([re.compile("flag lowered")])
+
+
+async def test_works_without_javascript(url: str, open_page: OpenPage) -> None:
+    page = await open_page(url, java_script_enabled=False)
+    await page.get_by_role("link", name="Next").click()
+    await expect(page.get_by_role("table", name="50 accounts from id 51")).to_be_visible()
+    await page.get_by_role("button", name="Make unhealthy").click()
+    await page.wait_for_url(f"{url}/")
+    await expect(page.get_by_text("unhealthy since")).to_be_visible()
+
+
+async def hostile(sql: Sql) -> list[str]:
+    """Put hostile values into the table and return them."""
+    values = [
+        "<img src=x onerror=alert(1)>",
+        "<script>alert(1)</script>",
+        "\"'&amp;",
+        "\u202egnp.exe",
+        "👩‍👩‍👧",
+        "x" * 254,
+    ]
+    for value in values:
+        await sql("INSERT INTO cct.accounts (name, email) VALUES (%s, %s)", value, value)
+    return values
+
+
+@pytest.fixture
+async def hostile_values(sql: Sql, database: Database) -> list[str]:
+    return await hostile(sql)
+
+
+async def test_hostile_values_are_text_and_fit_320_pixels(
+    hostile_values: list[str], url: str, open_page: OpenPage
+) -> None:
+    page = await open_page(f"{url}/?after=120", viewport={"width": 320, "height": 568})
+    assert await page.get_by_role("rowheader").all_text_contents() == hostile_values
+    assert await page.evaluate("document.scrollingElement.scrollWidth") <= 320
+    await page.goto(url)
+    assert await page.evaluate("document.scrollingElement.scrollWidth") <= 320
+
+
+async def test_no_request_leaves_for_another_host(url: str, open_page: OpenPage) -> None:
+    page = await open_page("about:blank")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    await page.goto(url, wait_until="networkidle")
+    assert {address.removeprefix(url) for address in asked} <= {"/", "/favicon.ico"}
+
+
+async def test_lost_database_has_a_page_of_its_own(database: Database, url: str, open_page: OpenPage) -> None:
+    database.stop()
+    try:
+        page = await open_page(url)
+        await expect(page.get_by_role("heading")).to_have_text("No database")
+        await expect(page.get_by_text("Try again in a few seconds")).to_be_visible()
+        assert await violations(page) == ""
+    finally:
+        database.start()
+    await page.reload()
+    await expect(page.get_by_role("heading")).to_have_text("Accounts")
+
+
+async def steps(page: Page) -> list[str]:
+    """Return the steps of the heal that the page tells, without their times."""
+    return [re.sub(r"^\d+\.\d s: ", "", text) for text in await page.get_by_role("listitem").all_text_contents()]
+
+
+async def test_lost_network_and_a_reload_are_survived_and_a_hidden_tab_rests(
+    server: Server, url: str, open_page: OpenPage
+) -> None:
+    page = await open_page(url)
+    await page.get_by_role("button").click()
+    await asyncio.to_thread(server.get, "/health")
+    await expect(page.get_by_text("probe 1 failed")).to_be_visible()
+    await page.context.set_offline(True)
+    await expect(page.get_by_text("no answer")).to_be_visible()
+    await page.context.set_offline(False)
+    await asyncio.to_thread(server.get, "/health")
+    await expect(page.get_by_text("probe 2 failed")).to_be_visible()
+    told = await page.get_by_role("listitem").all_text_contents()
+    await page.reload()
+    assert await page.get_by_role("listitem").all_text_contents() == told
+    await asyncio.to_thread(server.get, "/health")
+    await expect(page.get_by_text("probe 3 failed")).to_be_visible()
+    assert await steps(page) == ["flag lowered", "probe 1 failed", "no answer", "probe 2 failed", "probe 3 failed"]
+
+    await page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+    await page.wait_for_timeout(600)  # the request under way ends
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    await page.wait_for_timeout(1000)
+    assert asked == []
+    await page.evaluate("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
+    await page.wait_for_event("request")
+
+
+async def test_flag_that_was_lowered_elsewhere_is_found(server: Server, url: str, open_page: OpenPage) -> None:
+    await asyncio.to_thread(server.get, "/make-unhealthy")
+    page = await open_page(url)
+    assert await steps(page) == ["found unhealthy"]
+    await expect(page.get_by_role("button")).to_be_disabled()
+
+
+async def test_whole_heal_of_the_real_stack(
+    open_page: OpenPage, browser: Browser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With SCREENSHOTS it leaves its pictures in that folder."""
+    require_engine()
+    pictures = Path(os.environ.get("SCREENSHOTS", tmp_path))
+    with running_stack(tmp_path / "cct") as stack:
+        page = await open_page(f"http://127.0.0.1:{stack.port}", viewport={"width": 800, "height": 640})
+        container, started = page.locator("dd").nth(0), page.locator("dd").nth(1)
+        before = (await started.text_content()) or ""
+        assert await container.text_content() == stack.inspect("app")["Id"][:12]
+        await page.screenshot(path=pictures / "page.png")
+        await page.get_by_role("button", name="Make unhealthy").click()
+        await expect(page.get_by_text("probe 2 failed")).to_be_visible(timeout=30_000)
+        await page.screenshot(path=pictures / "unhealthy.png")
+        await page.reload()
+        await expect(page.get_by_text("healthy again, healed in")).to_be_visible(timeout=60_000)
+        await page.screenshot(path=pictures / "healed.png")
+        await expect(started).not_to_have_text(before)
+        await expect(page.get_by_role("button")).to_be_enabled()
+        told = await steps(page)
+        with capsys.disabled():
+            print("", *await page.get_by_role("listitem").all_text_contents(), sep="\n")
+        assert told[:3] == ["flag lowered", "probe 1 failed", "probe 2 failed"]
+        assert re.fullmatch(r"healthy again, healed in \d+\.\d s", told[-1])
+        assert set(told[3:-1]) <= {"probe 3 failed", "restarting (no answer)", "no answer"}
+        await page.reload()
+        assert await steps(page) == []
+        assert docker("inspect", "-f", "{{.RestartCount}}", stack.container("app"))
