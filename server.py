@@ -178,15 +178,21 @@ class Database:
     """A pool of connections, and the knowledge whether the database was lost."""
 
     def __init__(self, settings: DatabaseSettings) -> None:
-        self.pool = asyncmy.Pool(0, settings.pool_size, autocommit=True, **settings.connection())
+        self.pool = asyncmy.Pool(
+            0, settings.pool_size, autocommit=True, read_timeout=settings.timeout, **settings.connection()
+        )
         self.timeout = settings.timeout
         self.lost_at: float | None = None
 
     async def query(self, sql: str, *parameters: int) -> tuple[tuple[Any, ...], ...]:
         """Return the rows of a query."""
-        async with self.pool.acquire() as connection, connection.cursor() as cursor:
-            await cursor.execute(sql, parameters)
-            return tuple(await cursor.fetchall())
+        connection = await self.pool.acquire()
+        try:
+            async with connection.cursor() as cursor:
+                await cursor.execute(sql, parameters)
+                return tuple(await cursor.fetchall())
+        finally:
+            self.pool.release(connection)
 
     @asynccontextmanager
     async def answering(self) -> AsyncIterator[None]:

@@ -84,11 +84,11 @@ class Stack:
         """Run a command in a service's container."""
         return docker("exec", self.container(service), *command)
 
-    def sql(self, statement: str, user: str = "root") -> str:
+    def sql(self, statement: str, user: str = "root", *options: str) -> str:
         """Execute a statement as a user: root over the socket, others over TCP."""
         host = "" if user == "root" else "--host=127.0.0.1"
         command = f'MYSQL_PWD=$(cat /run/secrets/{user}/password) mysql -u {user} {host} -Ne "{statement}" cct'
-        return self.exec("db", "sh", "-c", command)
+        return self.exec("db", "sh", "-c", " ".join([command, *options]))
 
     def get(self, path: str = "/", accept: str = "*/*") -> tuple[int, str]:
         """Return the status and the text of an answer."""
