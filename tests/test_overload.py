@@ -48,12 +48,13 @@ async def assert_serving(server: Server) -> None:
 
 
 def exchange(server: Server, request: bytes) -> bytes:
-    """Send bytes, end the sending side, and return all that comes back."""
+    """Send bytes, and return all that comes back until the connection is closed, here as soon as anything came."""
     answer = b""
     with socket.create_connection(("127.0.0.1", server.port), 10) as client, contextlib.suppress(ConnectionError):
         client.sendall(request)
-        client.shutdown(socket.SHUT_WR)
         while received := client.recv(65536):
+            if not answer:
+                client.shutdown(socket.SHUT_WR)
             answer += received
     return answer
 
@@ -107,13 +108,13 @@ async def test_large_body_is_not_kept(server: Server) -> None:
 
 async def test_mutated_requests_are_answered_and_never_break_the_server(server: Server) -> None:
     chance = random.Random(20261122)
-    for _ in range(2000):
+    for _ in range(1000):
         request = bytearray(VALID)
         for _ in range(chance.randint(1, 6)):
             place = chance.randrange(len(request))
             request[place : place + chance.randint(0, 3)] = chance.randbytes(chance.randint(0, 4))
-        answer = await asyncio.to_thread(exchange, server, bytes(request))
-        assert re.match(rb"HTTP/1\.[01] (200|400|404|405|417) |$", answer), (request, answer)
+        answer = await asyncio.to_thread(exchange, server, bytes(request) + VALID)
+        assert re.match(rb"HTTP/1\.[01] (200|400|404|405|417) ", answer), (request, answer)
         assert b"Traceback" not in answer, request
     await assert_serving(server)
     assert "Traceback" not in server.log.read_text()
@@ -158,7 +159,7 @@ async def test_two_hundred_faults_leave_nothing_behind(database: Database, sql: 
         for round_ in range(200):
             await fault(round_)
         assert open_files(server) <= files + 4
-        assert memory(server) <= kibibytes + 4_096
+        assert memory(server) <= kibibytes + 16_384  # a leaked connection a fault would be more
         ((connected,),) = await sql("SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'app'")
         assert connected <= 4
         assert "Traceback" not in server.log.read_text()
