@@ -235,7 +235,7 @@ class Shared(Generic[T]):
         """Return what the next query returns; raise DatabaseLost where it fails."""
         if self.waiting is None or self.waiting.done():
             self.waiting = asyncio.create_task(self.run(after=self.running))
-        return await asyncio.shield(self.waiting)  # a client that hangs up cancels nobody else's query
+        return await self.waiting  # nobody cancels it: aiohttp lets the handler end when its client hangs up
 
     async def run(self, after: "asyncio.Task[T] | None") -> T:
         """Wait until the query that runs now has ended, then make the next one."""
