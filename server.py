@@ -648,7 +648,7 @@ class AccessLog(AbstractAccessLogger):
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
         """Add a line; `time` in seconds."""
-        if response.status == 200 and request.path in ("/health", "/ready"):
+        if response.status == 200 and request.raw_path in ("/health", "/ready"):
             return
         if not AccessLog.moment:
             AccessLog.moment = now()
