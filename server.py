@@ -5,6 +5,7 @@ In reading order: settings, the health flag, the database, the page, the handler
 
 import asyncio
 import functools
+import gc
 import html
 import json
 import logging
@@ -689,6 +690,7 @@ def main() -> None:
     """Serve until SIGTERM or SIGINT; SystemExit with a sentence where that cannot be."""
     settings = Settings.read(os.environ)
     start_log()
+    gc.set_threshold(10_000)  # a thousand requests at once are no garbage
     log.info("%s starts", CONTAINER)
     # aiohttp has no setting for these: its Server header names versions, and it logs each malformed request as
     # an error of its own, with a traceback.
