@@ -556,8 +556,9 @@ async def make_unhealthy(request: web.Request) -> web.Response:
         raise web.HTTPForbidden(text="/make-unhealthy does not take requests from other sites.")
     if healthy:
         healthy = False
-        health = f"unhealthy since {now()}: {request.method} /make-unhealthy from {request.remote}"
-        log.warning("flag lowered: %s", health)
+        cause = f"{request.method} /make-unhealthy from {request.remote}"
+        health = f"unhealthy since {now()}: {cause}"
+        log.warning("flag lowered by %s", cause)
     if request.method == "POST" and "text/html" in request.headers.get("Accept", ""):
         raise web.HTTPSeeOther("/", text=health)
     return text(health)

@@ -12,8 +12,6 @@ from pathlib import Path
 from tests.conftest import Root, Server, Sql
 from tests.local import ROOT, Database
 
-MOMENT = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC "
-
 
 def test_log_tells_the_story(server: Server) -> None:
     assert server.get("/health")[0] == 200
@@ -25,12 +23,11 @@ def test_log_tells_the_story(server: Server) -> None:
     server.process.terminate()
     assert server.process.wait(10) == 0
     story = [re.sub(r"\d\.\d{4} s$", "TIME", line) for line in server.lines()]
-    story = [re.sub(MOMENT.strip(), "NOW", line) for line in story]
     assert story[1:] == [
         f"listening on 127.0.0.1:{server.port}",
         "127.0.0.1 GET '/' 200 TIME",
         "127.0.0.1 GET '/?after=%1b[31mx' 400 TIME",
-        "flag lowered: unhealthy since NOW: GET /make-unhealthy from 127.0.0.1",
+        "flag lowered by GET /make-unhealthy from 127.0.0.1",
         "127.0.0.1 GET '/make-unhealthy' 200 TIME",
         "127.0.0.1 GET '/health' 503 TIME",
         "stopping",
@@ -76,7 +73,7 @@ def test_taken_port_is_named(database: Database) -> None:
         port = listener.getsockname()[1]
         done = run_server(database.env("app") | {"HOST": "127.0.0.1", "PORT": str(port)})
     assert done.returncode == 1
-    assert re.fullmatch(rf"Cannot listen on 127\.0\.0\.1:{port}: .*address already in use\.\n", done.stderr)
+    assert re.fullmatch(rf"Cannot listen on 127\.0\.0\.1:{port}: Address already in use.*\.\n", done.stderr)
 
 
 def test_bad_setting_stops_the_start_with_one_line() -> None:

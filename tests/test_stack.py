@@ -172,6 +172,18 @@ def test_rotated_passwords_are_used_without_a_restart(stack: Stack) -> None:
     assert stack.page()["started"] == started
 
 
+def test_proxy_takes_the_socket_from_the_healer(stack: Stack) -> None:
+    files = ("-f", "docker-compose.yml", "-f", "docker-compose.proxy.yml")
+    services = json.loads(stack.compose(*files, "config", "--format", "json"))["services"]
+    healer, proxy = services["autoheal"], services["docker-proxy"]
+    sockets = {
+        name: [volume["source"] for volume in services[name]["volumes"]] for name in ("autoheal", "docker-proxy")
+    }
+    assert sockets == {"autoheal": ["filtered"], "docker-proxy": ["/var/run/docker.sock", "filtered"]}
+    assert f"-proxysocketendpoint={healer['environment']['DOCKER_SOCK']}" in proxy["command"]
+    assert {healer["network_mode"], proxy["network_mode"]} == {"none"}
+
+
 def test_down_with_v_deletes_everything(stack: Stack) -> None:
     stack.down()
     for kind in ("container", "volume", "network"):
