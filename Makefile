@@ -1,4 +1,4 @@
-.PHONY: test check local lock tools
+.PHONY: test check local lock screenshots tools
 PYTHON ?= python3
 export PATH := $(PATH):/usr/sbin
 
@@ -9,6 +9,7 @@ check: .venv
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy .
+	.venv/bin/shellcheck --shell=bash users.sh .ci/run
 
 local: .venv tools
 	@.venv/bin/python -m tests.local
@@ -16,6 +17,9 @@ local: .venv tools
 lock: .venv
 	.venv/bin/uv pip compile -q --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements.txt
 	.venv/bin/uv pip compile -q --universal --generate-hashes --python-version 3.11 --group dev pyproject.toml -o tests/requirements.txt
+
+screenshots: .venv
+	SCREENSHOTS=docs .venv/bin/pytest tests/test_page.py -k whole_heal
 
 .venv: tests/requirements.txt | tools
 	$(PYTHON) -m venv --clear .venv

@@ -1,7 +1,10 @@
 # The database's users, with the passwords of /run/secrets/<user>/password. The first start of db runs this (that is
 # what MySQL's image does with it), and again, with the word rotate, who wants new passwords.
 if [ "$1" = rotate ]; then
-  for user in app seeder; do echo "$(openssl rand -hex 24)" >/run/secrets/$user/password; done
+  for user in app seeder; do
+    password=$(openssl rand -hex 24)
+    echo "$password" >/run/secrets/$user/password
+  done
 fi
 MYSQL_PWD=$(cat /run/secrets/root/password) mysql --protocol=socket --user=root <<SQL
 CREATE USER IF NOT EXISTS app, seeder;
