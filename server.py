@@ -601,7 +601,7 @@ PING = web.AppKey("PING", Shared[Any])
 async def database_context(app: web.Application) -> AsyncIterator[None]:
     """Hold the connections. A request makes the first one: the server starts without a database, too."""
     database = app[DATABASE] = Database(app[SETTINGS].database)
-    app[PING] = Shared(database, lambda: database.query("SELECT 1"))
+    app[PING] = Shared(database, lambda: database.query("SELECT 1 FROM accounts LIMIT 1"))
     yield
     await database.close()
 

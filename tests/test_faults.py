@@ -73,10 +73,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-def send(stack: Stack, service: str, how: str) -> None:
-    """Send a signal to a service's first process, as the kernel would: the engine has no part in it."""
-    pid = str(stack.inspect(service)["State"]["Pid"])
-    docker("run", "--rm", "--privileged", "--pid=host", "python:3.14-slim", "sh", "-c", f"kill -{how} {pid}")
+def on_host(stack: Stack, service: str, command: str) -> None:
+    """Run a shell command about a service's first process, `$pid`, outside of its container and past the engine."""
+    pid = stack.inspect(service)["State"]["Pid"]
+    shell = ("python:3.14-slim", "sh", "-c", f"pid={pid}; {command}")
+    docker("run", "--rm", "--privileged", "--pid=host", *shell)
 
 
 def kill_connections(stack: Stack, which: str = "TRUE") -> None:
@@ -100,8 +101,8 @@ def in_background(stack: Stack, user: str, statement: str) -> None:
 
 
 def lock_the_table(stack: Stack) -> None:
-    """Lock the table for four seconds."""
-    in_background(stack, "root", "LOCK TABLES accounts WRITE; DO SLEEP(4)")
+    """Lock the table for three seconds."""
+    in_background(stack, "root", "LOCK TABLES accounts WRITE; DO SLEEP(3)")
 
 
 def change_the_password(stack: Stack) -> None:
@@ -118,9 +119,9 @@ def restore_the_password(stack: Stack) -> None:
 
 def use_up_the_connections(stack: Stack) -> None:
     """Give the app's user one connection, which another client holds."""
+    stack.sql("ALTER USER app WITH MAX_USER_CONNECTIONS 1")  # which counts those that are made from now on
     in_background(stack, "app", "DO SLEEP(600)")
     until(lambda: stack.sql("SELECT id FROM information_schema.processlist WHERE info = 'DO SLEEP(600)'"), "held")
-    stack.sql("ALTER USER app WITH MAX_USER_CONNECTIONS 1")
     kill_connections(stack, "IFNULL(info, '') <> 'DO SLEEP(600)'")
 
 
@@ -133,7 +134,7 @@ def free_the_connections(stack: Stack) -> None:
 Fault = Callable[[Stack], object]
 DATABASE_FAULTS: dict[str, tuple[Fault, Fault]] = {
     "stopped": (lambda stack: stack.compose("stop", "db"), lambda stack: stack.compose("start", "db")),
-    "killed": (lambda stack: send(stack, "db", "KILL"), lambda _: None),
+    "killed": (lambda stack: on_host(stack, "db", "kill -KILL $pid"), lambda _: None),
     "paused": (lambda stack: stack.compose("pause", "db"), lambda stack: stack.compose("unpause", "db")),
     "cut off": (lambda stack: network(stack, "disconnect"), lambda stack: network(stack, "connect")),
     "restarted": (lambda stack: stack.compose("restart", "db"), lambda _: None),
@@ -174,14 +175,14 @@ def test_database(stack: Stack, fault: str, capsys: pytest.CaptureFixture[str]) 
 
 
 def run_out_of_memory(stack: Stack) -> None:
-    """Take more memory than the container has, by a process that the kernel spares."""
-    hog = "open('/proc/self/oom_score_adj', 'w').write('-1000'); b'x' * 10**9"
-    docker("exec", "-d", "--privileged", "--user=0", stack.container("app"), "python", "-c", hog)
+    """Take more memory than the container has, and let the kernel end the server for it."""
+    on_host(stack, "app", "echo 1000 >/proc/$pid/oom_score_adj")
+    docker("exec", "-d", stack.container("app"), "python", "-c", "b'x' * 10**9")
 
 
 APP_FAULTS: dict[str, Fault] = {
-    "killed": lambda stack: send(stack, "app", "KILL"),
-    "frozen": lambda stack: send(stack, "app", "STOP"),
+    "killed": lambda stack: on_host(stack, "app", "kill -KILL $pid"),
+    "frozen": lambda stack: on_host(stack, "app", "kill -STOP $pid"),
     "out of memory": run_out_of_memory,
 }
 
@@ -206,7 +207,7 @@ def test_app(stack: Stack, fault: str, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_killed_healer_is_back_and_heals(stack: Stack) -> None:
     started = stack.inspect("autoheal")["State"]["StartedAt"]
-    send(stack, "autoheal", "KILL")
+    on_host(stack, "autoheal", "kill -KILL $pid")
     until(lambda: stack.inspect("autoheal")["State"]["StartedAt"] != started, "restarted")
     started = stack.page()["started"]
     stack.get("/make-unhealthy")

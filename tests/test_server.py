@@ -250,6 +250,7 @@ async def test_dropped_table_is_an_honest_503(client: Client, sql: Sql) -> None:
     await sql("RENAME TABLE cct.accounts TO cct.gone")
     try:
         await get(client, "/", 503)
+        assert "cct.accounts' doesn't exist" in await get(client, "/ready", 503)
     finally:
         await sql("RENAME TABLE cct.gone TO cct.accounts")
     await get(client, "/")
