@@ -493,6 +493,8 @@ def text(sentence: str, status: int = 200) -> web.Response:
 
 def after_of(request: web.Request) -> int:
     """Return the id of the account before the page; 400 where it is none."""
+    if not request.query_string:
+        return 0
     values = request.query.getall("after", ["0"])
     value = values[0]
     if len(values) == 1 and len(value) <= 19 and value.isascii() and value.isdigit() and int(value) <= MAX_ID:
