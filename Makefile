@@ -1,4 +1,4 @@
-.PHONY: test check local lock screenshots tools
+.PHONY: test check local bench lock screenshots tools
 PYTHON ?= python3
 export PATH := $(PATH):/usr/sbin
 
@@ -14,9 +14,18 @@ check: .venv
 local: .venv tools
 	@.venv/bin/python -m tests.local
 
+# Its peers have packages of their own. wrk and, for one peer, node come from the system.
+bench: .venv tools
+	@command -v wrk >/dev/null || { echo "Install wrk, which makes the load."; exit 1; }
+	$(PYTHON) -m venv bench/.venv
+	bench/.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r bench/requirements.txt
+	! command -v npm >/dev/null || npm install --prefix bench --silent --no-package-lock
+	bench/.venv/bin/python -m bench $(BENCH)
+
 lock: .venv
 	.venv/bin/uv pip compile -q --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements.txt
 	.venv/bin/uv pip compile -q --universal --generate-hashes --python-version 3.11 --group dev pyproject.toml -o tests/requirements.txt
+	.venv/bin/uv pip compile -q --universal --generate-hashes --python-version 3.11 --group bench pyproject.toml -o bench/requirements.txt
 
 screenshots: .venv
 	SCREENSHOTS=docs .venv/bin/pytest tests/test_page.py -k whole_heal
