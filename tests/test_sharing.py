@@ -1,9 +1,8 @@
 """Requests that wait together share one query; nothing is older than a request, made twice or lost."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import Any
 
 import aiohttp
 import pytest
@@ -11,41 +10,62 @@ import pytest
 from server import Database, render_html
 from tests.conftest import Client, Root, Rows, Server, Sql
 
-Status = Callable[[], Coroutine[Any, Any, int]]
-Blocked = Callable[[int], AbstractAsyncContextManager[list[asyncio.Task[int]]]]
+Requests = list[asyncio.Task[int]]
+Blocked = Callable[[int], AbstractAsyncContextManager[Requests]]
 
 
-@pytest.fixture
-def status(server: Server) -> Status:
-    """Give a function that asks for the page once, as no library does, and returns the status; 0 without an answer."""
+class Connection:
+    """A raw connection to the server."""
 
-    async def get() -> int:
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def health(self) -> None:
+        """Ask for the health and wait for the answer."""
+        self.writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        await self.reader.readuntil(b"healthy\n")
+
+    async def page(self, sent: asyncio.Event) -> int:
+        """Ask for the page once, as no library does, and return the status; 0 without a whole answer."""
         try:
-            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            answer = await reader.read()
+            self.writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            sent.set()
+            answer = await self.reader.read()
             return int(answer.split()[1]) if answer.endswith(b"</html>\n") else 0
         finally:
-            writer.close()
+            self.writer.close()
 
-    return get
+
+async def connect(server: Server) -> Connection:
+    return Connection(*await asyncio.open_connection("127.0.0.1", server.port))
+
+
+async def status(server: Server) -> int:
+    return await (await connect(server)).page(asyncio.Event())
 
 
 @pytest.fixture
-def blocked(status: Status, root: Root, sql: Sql) -> Blocked:
+def blocked(server: Server, root: Root, sql: Sql) -> Blocked:
     """Give a context in which one request's query runs, held up by a lock, and others wait for the next."""
 
     @asynccontextmanager
-    async def context(others: int) -> AsyncIterator[list[asyncio.Task[int]]]:
-        async with root() as connection, connection.cursor() as cursor:
+    async def context(others: int) -> AsyncIterator[Requests]:
+        connections = [await connect(server) for _ in range(others + 2)]
+        for connection in connections:
+            await connection.health()  # the server has accepted it
+        messenger, first, *rest = connections
+        async with root() as database, database.cursor() as cursor:
             await cursor.execute("LOCK TABLES cct.accounts WRITE")
-            requests = [asyncio.create_task(status())]
+            requests = [asyncio.create_task(first.page(asyncio.Event()))]
             while not await running(sql):
                 pass
-            requests += [asyncio.create_task(status()) for _ in range(others)]
-            await asyncio.sleep(0.3)  # until all have come in
+            events = [asyncio.Event() for _ in rest]
+            requests += [asyncio.create_task(one.page(sent)) for one, sent in zip(rest, events, strict=True)]
+            await asyncio.gather(*(sent.wait() for sent in events))
+            await messenger.health()  # and now it has read what was sent before this
             yield requests
             await cursor.execute("UNLOCK TABLES")
+        messenger.writer.close()
 
     return context
 
@@ -83,7 +103,7 @@ async def test_client_that_hangs_up_takes_nobody_along(blocked: Blocked) -> None
     async with blocked(3) as (first, second, *rest):
         first.cancel()
         second.cancel()
-        await asyncio.sleep(0.1)
+        await asyncio.wait([first, second])
     assert await asyncio.gather(*rest) == [200, 200]
 
 
@@ -95,7 +115,7 @@ async def test_failed_query_fails_those_who_waited_for_it_alone(blocked: Blocked
     assert await asyncio.gather(*rest) == [200] * 3
 
 
-async def test_failed_query_fails_all_who_waited_for_it(blocked: Blocked, status: Status, sql: Sql) -> None:
+async def test_failed_query_fails_all_who_waited_for_it(blocked: Blocked, server: Server, sql: Sql) -> None:
     async with blocked(3) as requests:
         for _ in range(2):  # the running query, and the one that waited and runs then
             while not (connections := await running(sql)):
@@ -105,7 +125,7 @@ async def test_failed_query_fails_all_who_waited_for_it(blocked: Blocked, status
                 pass
         async with asyncio.timeout(1):  # long before DB_TIMEOUT
             assert await asyncio.gather(*requests) == [503] * 4
-    assert await status() == 200
+    assert await status(server) == 200
 
 
 async def test_equal_accounts_are_rendered_once(client: Client, sql: Sql) -> None:
@@ -133,11 +153,11 @@ async def test_page_is_a_range_on_the_primary_key(client: Client, monkeypatch: p
     assert all({"range", "PRIMARY"} <= part for part in plan)
 
 
-async def test_log_has_a_line_for_each_answer_when_stopped_under_load(server: Server, status: Status) -> None:
+async def test_log_has_a_line_for_each_answer_when_stopped_under_load(server: Server) -> None:
     async def count() -> int:
         answers = 0
         with suppress(OSError):
-            while await status() == 200:
+            while await status(server) == 200:
                 answers += 1
         return answers
 
