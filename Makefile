@@ -14,13 +14,15 @@ check: .venv
 local: .venv tools
 	@.venv/bin/python -m tests.local
 
-# Its peers have packages of their own. wrk and, for one peer, node come from the system.
-bench: .venv tools
-	@command -v wrk >/dev/null || { echo "Install wrk, which makes the load."; exit 1; }
-	$(PYTHON) -m venv bench/.venv
-	bench/.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r bench/requirements.txt
-	! command -v npm >/dev/null || npm install --prefix bench --silent --no-package-lock
+bench: bench/.venv tools
+	@for tool in wrk mysql mysqldump; do command -v $$tool >/dev/null || { echo "Install $$tool: the bench needs it."; exit 1; }; done
+	@! command -v npm >/dev/null || npm install --prefix bench --no-package-lock --no-audit --no-fund --silent
 	bench/.venv/bin/python -m bench $(BENCH)
+
+bench/.venv: bench/requirements.txt | tools
+	$(PYTHON) -m venv --clear bench/.venv
+	bench/.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r bench/requirements.txt
+	@touch bench/.venv
 
 lock: .venv
 	.venv/bin/uv pip compile -q --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements.txt

@@ -50,7 +50,8 @@ async def test_sigterm_lets_the_request_in_flight_finish(server: Server, root: R
     assert status == 200
     assert page.endswith("</html>\n")
     assert server.process.wait(5) == 0
-    assert server.lines()[-2:] == [f"127.0.0.1 GET '/' 200 {server.lines()[-2].split('200 ')[1]}", "stopped"]
+    assert server.lines()[-2].startswith("127.0.0.1 GET '/' 200 ")
+    assert server.lines()[-1] == "stopped"
 
 
 def test_drain_refuses_readiness_but_serves(database: Database, tmp_path: Path) -> None:
