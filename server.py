@@ -179,10 +179,11 @@ class Database:
     """A pool of connections, and the knowledge whether the database was lost."""
 
     def __init__(self, settings: DatabaseSettings) -> None:
-        self.pool = asyncmy.Pool(
-            0, settings.pool_size, autocommit=True, read_timeout=settings.timeout, **settings.connection()
-        )
         self.timeout = settings.timeout
+        # The driver's own timeout is for Python 3.11, in which a cancellation gets lost when a connection is just made.
+        self.pool = asyncmy.Pool(
+            0, settings.pool_size, autocommit=True, read_timeout=self.timeout, **settings.connection()
+        )
         self.lost_at: float | None = None
 
     async def query(self, sql: str, *parameters: int) -> tuple[tuple[Any, ...], ...]:
@@ -201,7 +202,7 @@ class Database:
         try:
             async with asyncio.timeout(self.timeout):
                 yield
-        except (MySQLError, OSError, RuntimeError) as error:
+        except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: MySQL's login without TLS
             reason = f"no answer within {self.timeout:g} s" if isinstance(error, TimeoutError) else str(error)
             if self.lost_at is None:
                 self.lost_at = time.monotonic()
@@ -222,8 +223,8 @@ class Database:
 class Shared(Generic[T]):
     """Requests that wait together share one query.
 
-    A request joins only a query that starts after it came in, so nobody gets what is older than his request,
-    and however many clients there are, one query runs and one waits.
+    A request joins only a query that starts after it came in, so no answer is older than its request; and
+    however many clients there are, one query runs and one waits.
     """
 
     def __init__(self, database: Database, query: Callable[[], Awaitable[T]]) -> None:
@@ -520,9 +521,7 @@ async def show_accounts(request: web.Request) -> web.Response:
     try:
         body = await shared_page(request.app, after_of(request), render).result()
     except DatabaseLost:
-        error = (
-            "The database does not answer. Try again in a few seconds: this page is back as soon as the database is."
-        )
+        error = "The database does not answer. This page is back as soon as it does: try again in a few seconds."
         advice = f"<p>{error}</p>\n<p><code>docker compose logs db app</code> tells more.</p>"
         body = json.dumps({"error": error}).encode() if as_json else render_document("No database", advice)
         return web.Response(body=body, status=503, headers=headers | RETRY_AFTER)
@@ -595,7 +594,7 @@ async def explain(
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
 DATABASE = web.AppKey("DATABASE", Database)
-PAGES = web.AppKey("PAGES", WeakValueDictionary[Any, Shared[bytes]])
+PAGES = web.AppKey("PAGES", WeakValueDictionary[Any, Shared[bytes]])  # those that somebody waits for
 PING = web.AppKey("PING", Shared[Any])
 
 

@@ -165,7 +165,7 @@ async def test_lost_database_has_a_page_of_its_own(database: Database, url: str,
     try:
         page = await open_page(url)
         await expect(page.get_by_role("heading")).to_have_text("No database")
-        await expect(page.get_by_text("Try again in a few seconds")).to_be_visible()
+        await expect(page.get_by_text("try again in a few seconds")).to_be_visible()
         assert await violations(page) == ""
     finally:
         database.start()
