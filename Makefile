@@ -45,6 +45,6 @@ tools:
 	{ command -v mysqld || command -v mariadbd; } >/dev/null || \
 	if command -v apt-get >/dev/null; then \
 	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-	  $$sudo apt-get update -q && $$sudo apt-get install -qy --no-install-recommends mariadb-server-core openssl python3-venv; \
+	  $$sudo apt-get update -q && $$sudo apt-get install -qy --no-install-recommends mariadb-client-core mariadb-server-core openssl python3-venv; \
 	elif command -v brew >/dev/null; then brew install mariadb; \
 	else echo "Install a MySQL or MariaDB server: there is no apt and no brew here to do it."; exit 1; fi
