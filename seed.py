@@ -53,7 +53,7 @@ class SeedSettings:
 def generate(count: int) -> Iterator[Account]:
     """Yield `count` accounts, the same ones each time."""
     for i in range(count):
-        yield f"{FIRST_NAMES[i % 16]} {LAST_NAMES[i % 13]}", f"account{i + 1}@example.com"
+        yield f"{FIRST_NAMES[i % len(FIRST_NAMES)]} {LAST_NAMES[i % len(LAST_NAMES)]}", f"account{i + 1}@example.com"
 
 
 def load(file: str) -> Iterator[Account]:

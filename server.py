@@ -180,7 +180,7 @@ class Database:
 
     def __init__(self, settings: DatabaseSettings) -> None:
         self.timeout = settings.timeout
-        # The driver's own timeout is for Python 3.11, in which a cancellation gets lost when a connection is just made.
+        # Python 3.11 may lose the cancellation of a connection that is just made: the driver's timeout ends that one.
         self.pool = asyncmy.Pool(
             0, settings.pool_size, autocommit=True, read_timeout=self.timeout, **settings.connection()
         )
@@ -203,7 +203,7 @@ class Database:
             async with asyncio.timeout(self.timeout):
                 yield
         except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: MySQL's login without TLS
-            reason = f"no answer within {self.timeout:g} s" if isinstance(error, TimeoutError) else str(error)
+            reason = f"no answer within {self.timeout:g} s" if isinstance(error, TimeoutError) else error.args[-1]
             if self.lost_at is None:
                 self.lost_at = time.monotonic()
                 log.error("database lost: %s", reason)
@@ -443,7 +443,7 @@ def render_state(page: Page) -> str:
 def render_accounts(page: Page) -> str:
     """Return the table of accounts, or what to do where there are none."""
     if not page.accounts and page.previous is None:
-        return "<p>There are no accounts yet: <code>docker compose up seeder</code> makes some.</p>\n"
+        return "<p>There are no accounts yet. Run the seeder: <code>docker compose up seeder</code>.</p>\n"
     if not page.accounts:
         return "<p>There are no accounts here: the last one is before this page.</p>\n"
     rows = "\n".join(
@@ -548,12 +548,21 @@ async def show_readiness(request: web.Request) -> web.Response:
     return text("ready")
 
 
+def is_foreign(request: web.Request) -> bool:
+    """Tell whether the web page of another site made a browser send the request."""
+    if site := request.headers.get("Sec-Fetch-Site"):
+        return site not in ("same-origin", "none")
+    # Over plain http browsers send that to localhost alone.
+    page = request.headers.get("Origin") or request.headers.get("Referer")
+    return page is not None and page.split("/")[2:3] != [request.host]
+
+
 async def make_unhealthy(request: web.Request) -> web.Response:
-    """Lower the flag, unless the web page of another site made a browser ask for it."""
+    """Lower the flag."""
     global healthy, health
     if not request.app[SETTINGS].make_unhealthy:
         raise web.HTTPForbidden(text="/make-unhealthy is switched off here (MAKE_UNHEALTHY=off).")
-    if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+    if is_foreign(request):
         raise web.HTTPForbidden(text="/make-unhealthy does not take requests from other sites.")
     if healthy:
         healthy = False
@@ -684,7 +693,9 @@ def listeners(host: str, port: int) -> list[socket.socket]:
     In a turn of its loop uvloop takes one connection from each. Under load a turn is long: with only one, a health
     probe would wait behind a thousand new clients until it fails.
     """
-    listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener = socket.create_server(
+        (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, dualstack_ipv6=host == "::"
+    )
     return [listener, *(listener.dup() for _ in range(15))]
 
 

@@ -68,6 +68,7 @@ class Database:
         statements = re.sub(
             r"\$\(cat /run/secrets/(\w+)/password\)", lambda match: self.passwords[match[1]], statements
         )
+        assert "$" not in statements, "users.sh has more to fill in than passwords"
         (self.directory / "users.sql").write_text(
             f"CREATE DATABASE IF NOT EXISTS cct CHARACTER SET utf8mb4;\n{statements}"
             f"CREATE USER IF NOT EXISTS root@'127.0.0.1' IDENTIFIED BY '{self.passwords['root']}';\n"
@@ -181,6 +182,10 @@ def main() -> None:
     """Run the scenario until SIGINT or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     port = int(os.environ.get("APP_PORT") or 5000)
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise SystemExit(f"Port {port} cannot be had: {error.strerror}. Try APP_PORT=5001 make local.") from None
     try:
         with private_database() as database:
             if start("seed.py", database.env("seeder")).wait():

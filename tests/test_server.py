@@ -169,15 +169,28 @@ async def test_head_lowers_nothing(client: Client) -> None:
     assert await get(client, "/health") == "healthy\n"
 
 
-@pytest.mark.parametrize("site", ["cross-site", "same-site"])
-async def test_page_of_another_site_cannot_lower_the_flag(client: Client, site: str) -> None:
-    for method in ("GET", "POST"):
-        response = await client.request(method, "/make-unhealthy", headers={"Sec-Fetch-Site": site})
-        assert (response.status, await response.text()) == (
-            403,
-            "/make-unhealthy does not take requests from other sites.\n",
-        )
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Referer": "http://evil.example/127.0.0.1"},
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_page_of_another_site_cannot_lower_the_flag(client: Client, method: str, headers: dict[str, str]) -> None:
+    response = await client.request(method, "/make-unhealthy", headers=headers)
+    assert response.status == 403
+    assert await response.text() == "/make-unhealthy does not take requests from other sites.\n"
     assert await get(client, "/health") == "healthy\n"
+
+
+async def test_own_page_over_plain_http_can_lower_the_flag(client: Client) -> None:
+    own = str(client.make_url("/"))
+    response = await client.post("/make-unhealthy", headers={"Origin": own.rstrip("/"), "Referer": own})
+    assert response.status == 200
 
 
 async def test_own_page_and_a_typed_address_can_lower_the_flag(client: Client) -> None:
