@@ -54,7 +54,8 @@ class Stack:
         self.folder = folder
         self.name = f"cct-test-{free_port()}"
         self.port = free_port()
-        self.env = os.environ | {"COMPOSE_PROJECT_NAME": self.name, "APP_PORT": str(self.port)} | settings
+        names = {"COMPOSE_PROJECT_NAME": self.name, "TAG": self.name}
+        self.env = os.environ | names | {"APP_PORT": str(self.port)} | settings
 
     def compose(self, *arguments: str) -> str:
         """Run a docker compose command in the folder."""
@@ -66,7 +67,8 @@ class Stack:
 
     def down(self) -> None:
         """Remove what it made, but for the images of others."""
-        self.compose("down", "-v", "--rmi", "local", "-t", "2")
+        self.compose("down", "-v", "-t", "2")
+        docker("image", "rm", "--force", f"cct-app:{self.name}", f"cct-seeder:{self.name}")
 
     def container(self, service: str) -> str:
         """Return the name of a service's container."""
