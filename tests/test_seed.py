@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import seed
-from tests.conftest import Sql
+from tests.conftest import Root, Sql
 from tests.local import ROOT, Database, free_port
 
 
@@ -116,6 +116,20 @@ async def test_killed_seeder_leaves_no_row_and_the_next_one_seeds(
     finally:
         process.kill()
     assert (process.returncode, errors) == ((1, "Stopped.\n") if how == signal.SIGTERM else (-9, ""))
+    assert run(empty_database)[0] == 0
+    assert await rows(sql) == list(seed.generate(100))
+
+
+async def test_seeder_killed_while_it_waits_for_another_is_no_obstacle(
+    empty_database: Database, root: Root, sql: Sql
+) -> None:
+    async with root() as connection, connection.cursor() as cursor:
+        await cursor.execute("SELECT GET_LOCK('cct.seed', 0)")
+        process = start(empty_database)
+        while not await sql("SELECT 1 FROM information_schema.processlist WHERE state = 'User lock'"):
+            pass
+        process.kill()
+        process.communicate()
     assert run(empty_database)[0] == 0
     assert await rows(sql) == list(seed.generate(100))
 
