@@ -267,7 +267,7 @@ def machine(arguments: argparse.Namespace) -> str:
     database = run(server_program(), "--version", cwd=HERE).partition("Ver ")[2].split()[0]
     return (
         f"{os.cpu_count()} cores ({model[1] if model else platform.machine()}) for server, database and load; "
-        f"{platform.system()} {platform.release()}, Python {platform.python_version()}, database {database}; "
+        f"{platform.system()}, Python {platform.python_version()}, database {database}; "
         f"medians of {arguments.rounds} rounds of {arguments.seconds} s; one process each."
     )
 
