@@ -21,8 +21,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Generic, TypeVar
-from weakref import WeakValueDictionary
+from typing import Any, TypeVar, TypeVarTuple
 
 import asyncmy
 import uvloop
@@ -169,6 +168,7 @@ failed_probes = 0  # answers of /health since it was lowered
 # ---------------------------------------------------------------- the database
 
 T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 
 class DatabaseLost(Exception):
@@ -176,15 +176,22 @@ class DatabaseLost(Exception):
 
 
 class Database:
-    """A pool of connections, and the knowledge whether the database was lost."""
+    """A pool of connections, who waits for what they bring, and the knowledge whether the database was lost."""
 
     def __init__(self, settings: DatabaseSettings) -> None:
         self.timeout = settings.timeout
-        # Python 3.11 may lose the cancellation of a connection that is just made: the driver's timeout ends that one.
         self.pool = asyncmy.Pool(
-            0, settings.pool_size, autocommit=True, read_timeout=self.timeout, **settings.connection()
+            0,
+            settings.pool_size,
+            autocommit=True,
+            # Python 3.11 may lose the cancellation of a connection that is just made: the driver's own ends that one.
+            read_timeout=self.timeout,
+            stmt_cache_size=8,  # prepared statements halve the work of a query
+            **settings.connection(),
         )
         self.lost_at: float | None = None
+        self.waiting: dict[Any, tuple[asyncio.Future[Any], float]] = {}  # what to set for those who wait, and by when
+        self.working: dict[Any, asyncio.Task[None]] = {}
 
     async def query(self, sql: str, *parameters: int) -> tuple[tuple[Any, ...], ...]:
         """Return the rows of a query."""
@@ -196,12 +203,41 @@ class Database:
         finally:
             self.pool.release(connection)
 
-    @asynccontextmanager
-    async def answering(self) -> AsyncIterator[None]:
-        """Give what is done inside DB_TIMEOUT seconds; raise DatabaseLost where it takes longer or fails."""
+    async def shared(self, read: Callable[[*Arguments], Awaitable[T]], *arguments: *Arguments) -> T:
+        """Return what `read` returns, one call for all who wait together; raise DatabaseLost where it fails.
+
+        A request joins only a call that starts after it came in, so no answer is older than its request; and
+        however many clients there are, one call with these arguments runs and one waits.
+        """
+        key = read, arguments
+        if key not in self.waiting:
+            loop = asyncio.get_running_loop()
+            self.waiting[key] = loop.create_future(), loop.time() + self.timeout
+            if key not in self.working:
+                self.working[key] = loop.create_task(self.work(key))
+        result: T = await self.waiting[key][0]  # nobody cancels it: aiohttp lets a handler end when its client hangs up
+        return result
+
+    async def work(self, key: Any) -> None:
+        """Make one call after the other, until nobody waits."""
+        read, arguments = key
+        while key in self.waiting:
+            await asyncio.sleep(0)  # send the answers of the last one meanwhile, and let in who has come
+            future, deadline = self.waiting.pop(key)
+            with suppress(asyncio.InvalidStateError):  # the end of the process cancels the future
+                try:
+                    future.set_result(await self.answer(read(*arguments), deadline))
+                except Exception as error:
+                    future.set_exception(error)
+                finally:
+                    del future  # it holds the error, whose traceback would hold it
+        del self.working[key]
+
+    async def answer(self, reading: Awaitable[T], deadline: float) -> T:
+        """Return what is read by a time of the loop; raise DatabaseLost where that takes longer or fails."""
         try:
-            async with asyncio.timeout(self.timeout):
-                yield
+            async with asyncio.timeout_at(deadline):
+                result = await reading
         except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: MySQL's login without TLS
             reason = f"no answer within {self.timeout:g} s" if isinstance(error, TimeoutError) else error.args[-1]
             if self.lost_at is None:
@@ -211,6 +247,8 @@ class Database:
         if self.lost_at is not None:
             log.info("database found again after %.1f s", time.monotonic() - self.lost_at)
             self.lost_at = None
+            gc.collect()  # a lost connection and its prepared statements are a cycle
+        return result
 
     async def close(self) -> None:
         """Close the connections; one that hangs is left to the end of the process."""
@@ -218,34 +256,6 @@ class Database:
         with suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await self.pool.wait_closed()
-
-
-class Shared(Generic[T]):
-    """Requests that wait together share one query.
-
-    A request joins only a query that starts after it came in, so no answer is older than its request; and
-    however many clients there are, one query runs and one waits.
-    """
-
-    def __init__(self, database: Database, query: Callable[[], Awaitable[T]]) -> None:
-        self.database = database
-        self.query = query
-        self.running: asyncio.Task[T] | None = None
-        self.waiting: asyncio.Task[T] | None = None
-
-    async def result(self) -> T:
-        """Return what the next query returns; raise DatabaseLost where it fails."""
-        if self.waiting is None or self.waiting.done():
-            self.waiting = asyncio.create_task(self.run(after=self.running))
-        return await self.waiting  # nobody cancels it: aiohttp lets the handler end when its client hangs up
-
-    async def run(self, after: "asyncio.Task[T] | None") -> T:
-        """Wait until the query that runs now has ended, then make the next one."""
-        async with self.database.answering():
-            if after:
-                await asyncio.wait([after])
-            self.running, self.waiting = self.waiting, None
-            return await self.query()
 
 
 # ---------------------------------------------------------------- the page
@@ -363,6 +373,7 @@ def digest(text: str) -> str:
 
 
 COMMON_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+TEXT_HEADERS = COMMON_HEADERS | {"Content-Type": "text/plain; charset=utf-8"}
 PAGE_HEADERS = COMMON_HEADERS | {
     "Content-Security-Policy": f"default-src 'none'; style-src {digest(STYLE)}; script-src {digest(SCRIPT)}; "
     "connect-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -482,50 +493,59 @@ def render_json(page: Page) -> bytes:
     return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
 
 
+async def html_page(app: web.Application, after: int) -> bytes:
+    """Read and render the page for people."""
+    return render_html(await read_page(app, after))
+
+
+async def json_page(app: web.Application, after: int) -> bytes:
+    """Read and render the page for programs."""
+    return render_json(await read_page(app, after))
+
+
 # ---------------------------------------------------------------- the handlers
 
 RETRY_AFTER = {"Retry-After": "2"}
 
 
-def text(sentence: str, status: int = 200) -> web.Response:
+def answer(body: bytes, headers: Mapping[str, str], status: int = 200) -> web.Response:
+    """Return a response; the last one of its connection where the server stops."""
+    response = web.Response(body=body, headers=headers, status=status)
+    if stopping:
+        response.force_close()  # the client's next request goes where the balancer now points
+    return response
+
+
+def text(sentence: str, status: int = 200, **headers: str) -> web.Response:
     """Return a line of plain text."""
-    return web.Response(text=sentence + "\n", status=status, headers=COMMON_HEADERS)
+    return answer(f"{sentence}\n".encode(), TEXT_HEADERS | headers, status)
 
 
-def after_of(request: web.Request) -> int:
-    """Return the id of the account before the page; 400 where it is none."""
+def after_of(request: web.Request) -> int | None:
+    """Return the id of the account before the page; None where the request names none that can be."""
     if not request.query_string:
         return 0
     values = request.query.getall("after", ["0"])
     value = values[0]
     if len(values) == 1 and len(value) <= 19 and value.isascii() and value.isdigit() and int(value) <= MAX_ID:
         return int(value)
-    raise web.HTTPBadRequest(text=f"after must be given once, as a whole number from 0 to {MAX_ID}.")
-
-
-def shared_page(app: web.Application, after: int, render: Callable[[Page], bytes]) -> Shared[bytes]:
-    """Return the one place where all requests for a page meet; it lives while somebody waits there."""
-
-    async def query() -> bytes:
-        return render(await read_page(app, after))
-
-    key, pages = (after, render), app[PAGES]
-    return pages.get(key) or pages.setdefault(key, Shared(app[DATABASE], query))
+    return None
 
 
 async def show_accounts(request: web.Request) -> web.Response:
     """Answer with a page of accounts: HTML, or JSON for who accepts that and no HTML."""
     accept = request.headers.get("Accept", "")
     as_json = "application/json" in accept and "text/html" not in accept
-    render, headers = (render_json, JSON_HEADERS) if as_json else (render_html, HTML_HEADERS)
+    page, headers = (json_page, JSON_HEADERS) if as_json else (html_page, HTML_HEADERS)
+    if (after := after_of(request)) is None:
+        return text(f"after must be given once, as a whole number from 0 to {MAX_ID}.", 400)
     try:
-        body = await shared_page(request.app, after_of(request), render).result()
+        return answer(await request.app[DATABASE].shared(page, request.app, after), headers)
     except DatabaseLost:
         error = "The database does not answer. This page is back as soon as it does: try again in a few seconds."
         advice = f"<p>{error}</p>\n<p><code>docker compose logs db app</code> tells more.</p>"
         body = json.dumps({"error": error}).encode() if as_json else render_document("No database", advice)
-        return web.Response(body=body, status=503, headers=headers | RETRY_AFTER)
-    return web.Response(body=body, headers=headers)
+        return answer(body, headers | RETRY_AFTER, 503)
 
 
 async def show_health(request: web.Request) -> web.Response:
@@ -537,12 +557,17 @@ async def show_health(request: web.Request) -> web.Response:
     return text(health, 503)
 
 
+async def ping(app: web.Application) -> None:
+    """Ask the database for nothing."""
+    await app[DATABASE].query("SELECT 1 FROM accounts LIMIT 1")
+
+
 async def show_readiness(request: web.Request) -> web.Response:
     """Readiness: the flag, and a database that answers."""
     if stopping or not healthy:
         return text("stopping" if stopping else health, 503)
     try:
-        await request.app[PING].result()
+        await request.app[DATABASE].shared(ping, request.app)
     except DatabaseLost as lost:
         return text(f"not ready: database lost: {lost}", 503)
     return text("ready")
@@ -561,57 +586,43 @@ async def make_unhealthy(request: web.Request) -> web.Response:
     """Lower the flag."""
     global healthy, health
     if not request.app[SETTINGS].make_unhealthy:
-        raise web.HTTPForbidden(text="/make-unhealthy is switched off here (MAKE_UNHEALTHY=off).")
+        return text("/make-unhealthy is switched off here (MAKE_UNHEALTHY=off).", 403)
     if is_foreign(request):
-        raise web.HTTPForbidden(text="/make-unhealthy does not take requests from other sites.")
+        return text("/make-unhealthy does not take requests from other sites.", 403)
     if healthy:
         healthy = False
         cause = f"{request.method} /make-unhealthy from {request.remote}"
         health = f"unhealthy since {now()}: {cause}"
         log.warning("flag lowered by %s", cause)
     if request.method == "POST" and "text/html" in request.headers.get("Accept", ""):
-        raise web.HTTPSeeOther("/", text=health)
+        return text(health, 303, Location="/")
     return text(health)
 
 
 async def show_icon(request: web.Request) -> web.Response:
     """Answer with the favicon."""
-    return web.Response(text=ICON.strip(), content_type="image/svg+xml", headers={"Cache-Control": "max-age=86400"})
+    return answer(ICON.strip().encode(), {"Content-Type": "image/svg+xml", "Cache-Control": "max-age=86400"})
 
 
-@web.middleware
-async def explain(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Give every refusal the same headers and a sentence."""
-    try:
-        response = await handler(request)
-        if stopping:
-            response.force_close()  # the client's next request goes where the balancer now points
-        return response
-    except web.HTTPException as refusal:
-        if isinstance(refusal, web.HTTPNotFound):
-            refusal.text = "There is nothing here. Try /, /health, /ready or /make-unhealthy."
-        if isinstance(refusal, web.HTTPMethodNotAllowed):
-            refusal.text = f"{request.method} is not allowed here, but {' and '.join(sorted(refusal.allowed_methods))}."
-        refusal.text = f"{refusal.text}\n"
-        refusal.headers.update(COMMON_HEADERS)
-        raise
+async def refuse(request: web.Request) -> web.Response:
+    """Answer what no other route takes."""
+    routes = (route for route in request.app.router.routes() if route.handler is not refuse)
+    allowed = sorted(route.method for route in routes if route.resource and route.resource.canonical == request.path)
+    if not allowed:
+        return text("There is nothing here. Try /, /health, /ready or /make-unhealthy.", 404)
+    return text(f"{request.method} is not allowed here, but {' and '.join(allowed)}.", 405, Allow=", ".join(allowed))
 
 
 # ---------------------------------------------------------------- the application
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
 DATABASE = web.AppKey("DATABASE", Database)
-PAGES = web.AppKey("PAGES", WeakValueDictionary[Any, Shared[bytes]])  # those that somebody waits for
-PING = web.AppKey("PING", Shared[Any])
 
 
 @asynccontextmanager
 async def database_context(app: web.Application) -> AsyncIterator[None]:
     """Hold the connections. A request makes the first one: the server starts without a database, too."""
     database = app[DATABASE] = Database(app[SETTINGS].database)
-    app[PING] = Shared(database, lambda: database.query("SELECT 1 FROM accounts LIMIT 1"))
     yield
     await database.close()
 
@@ -633,8 +644,8 @@ async def drain_context(app: web.Application) -> AsyncIterator[None]:
 
 def make_app(settings: Settings) -> web.Application:
     """Return the application."""
-    app = web.Application(middlewares=[explain])
-    app[SETTINGS], app[PAGES] = settings, WeakValueDictionary()
+    app = web.Application()
+    app[SETTINGS] = settings
     app.cleanup_ctx.extend([database_context, drain_context])
     app.add_routes(
         [
@@ -644,6 +655,7 @@ def make_app(settings: Settings) -> web.Application:
             web.get("/make-unhealthy", make_unhealthy, allow_head=False),
             web.post("/make-unhealthy", make_unhealthy),
             web.get("/favicon.ico", show_icon),
+            web.route("*", "/{path:.*}", refuse),
         ]
     )
     return app
@@ -660,13 +672,13 @@ class AccessLog(AbstractAccessLogger):
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
         """Add a line; `time` in seconds."""
-        if response.status == 200 and request.raw_path in ("/health", "/ready"):
+        path, status = request.raw_path, response.status
+        if status == 200 and path in ("/health", "/ready"):
             return
         if not AccessLog.moment:
             AccessLog.moment = now()
             asyncio.get_running_loop().call_later(0.05, AccessLog.write)
-        what = f"{request.remote} {request.method} {request.raw_path!a}"
-        sys.stdout.write(f"{AccessLog.moment} {what} {response.status} {time:.4f} s\n")
+        sys.stdout.write(f"{AccessLog.moment} {request.remote} {request.method} {path!a} {status} {time:.4f} s\n")
 
     @staticmethod
     def write() -> None:
