@@ -14,6 +14,7 @@ from pathlib import Path
 
 import asyncmy
 from asyncmy.connection import Connection
+from asyncmy.cursors import Cursor
 from asyncmy.errors import MySQLError
 
 from server import DatabaseSettings, Env, number, start_log
@@ -96,6 +97,13 @@ async def connect(settings: SeedSettings) -> Connection:
         await asyncio.sleep(0.5)
 
 
+def inserts(cursor: Cursor, accounts: Iterator[Account]) -> Iterator[tuple[int, str]]:
+    """Yield the number of rows and the text of each INSERT."""
+    while batch := list(itertools.islice(accounts, BATCH)):
+        statement = "INSERT INTO accounts (name, email) VALUES (%s, %s)" + ", (%s, %s)" * (len(batch) - 1)
+        yield len(batch), cursor.mogrify(statement, list(itertools.chain.from_iterable(batch)))
+
+
 async def seed(settings: SeedSettings) -> None:
     """Create the table and, unless it has rows, fill it: all rows or none."""
     accounts = load(settings.file) if settings.file else generate(settings.accounts)
@@ -108,10 +116,12 @@ async def seed(settings: SeedSettings) -> None:
         if await cursor.fetchone() == (1,):
             log.info("accounts has rows already: nothing to do")
             return
-        done, report = 0, time.monotonic()
-        while batch := list(itertools.islice(accounts, BATCH)):
-            await cursor.executemany("INSERT INTO accounts (name, email) VALUES (%s, %s)", batch)
-            done += len(batch)
+        coming = inserts(cursor, accounts)
+        insert, done, report = next(coming, None), 0, time.monotonic()
+        while insert:
+            rows, statement = insert  # while the database works on it, a thread prepares the next one
+            _, insert = await asyncio.gather(cursor.execute(statement), asyncio.to_thread(next, coming, None))
+            done += rows
             if time.monotonic() - report > 2:
                 report = time.monotonic()
                 log.info("inserted %d accounts so far", done)
