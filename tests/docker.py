@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,13 @@ def until(condition: Callable[[], object], what: str, seconds: float = 60) -> fl
     return time.monotonic() - began
 
 
+def has_engine(container: str) -> bool:
+    """Return whether the engine in a container answers."""
+    with suppress(AssertionError):
+        return bool(docker("exec", container, "docker", "info"))
+    return False
+
+
 class Stack:
     """A copy of the project in a folder of its own, with a project name and a port of its own."""
 
@@ -76,7 +83,7 @@ class Stack:
 
     def inspect(self, service: str) -> Any:
         """Return what the engine knows of a service's container."""
-        return json.loads(docker("inspect", self.container(service)))[0]
+        return json.loads(docker("inspect", self.container(service), env=self.env))[0]
 
     def health(self, service: str = "app") -> str:
         """Return the health that the engine sees."""
@@ -84,7 +91,7 @@ class Stack:
 
     def exec(self, service: str, *command: str) -> str:
         """Run a command in a service's container."""
-        return docker("exec", self.container(service), *command)
+        return docker("exec", self.container(service), *command, env=self.env)
 
     def sql(self, statement: str, user: str = "root", *options: str) -> str:
         """Execute a statement as a user: root over the socket, others over TCP."""

@@ -1,5 +1,6 @@
 """Faults of every part of the real stack under a steady load: what clients see, and the recovery without a hand."""
 
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docker import Stack, docker, require_engine, running_stack, until
+from tests.docker import Stack, docker, has_engine, require_engine, running_stack, until
+from tests.local import free_port
 
 DB_TIMEOUT = 2.0
 CLIENTS = 4
@@ -232,3 +234,49 @@ def test_full_disk_of_the_database(tmp_path: Path) -> None:
         assert stack.sql("SELECT COUNT(*) FROM accounts") == "100\n"
     finally:
         stack.down()
+
+
+@pytest.fixture(scope="module")
+def engine_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Stack]]:
+    """Give an engine in a container, by name, and a stack that runs there."""
+    require_engine()
+    api = free_port()
+    stack = Stack(tmp_path_factory.mktemp("engine") / "cct", DOCKER_HOST=f"tcp://127.0.0.1:{api}")
+    images = ["mysql:9.7", "willfarrell/autoheal:1.2.0", *(f"cct-{name}:{stack.name}" for name in ("app", "seeder"))]
+    name = f"{stack.name}-engine"
+    try:
+        docker(
+            *("run", "--detach", "--privileged", "--name", name, "--env", "DOCKER_TLS_CERTDIR="),
+            *("--publish", f"127.0.0.1:{api}:2375", "--publish", f"127.0.0.1:{stack.port}:{stack.port}"),
+            *("--volume", f"{stack.folder}:{stack.folder}", "docker:28-dind"),
+        )
+        docker("compose", "build", cwd=stack.folder, env=stack.env | {"DOCKER_HOST": ""})
+        docker("compose", "pull", "--policy", "missing", "db", "autoheal")
+        docker("save", "--output", f"{stack.folder}/images", *images)
+        until(lambda: has_engine(name), "up")
+        docker("load", "--input", f"{stack.folder}/images", env=stack.env)
+        stack.compose("up", "-d", "--wait")
+        yield name, stack
+    finally:
+        for removal in (["rm", "-f", "-v", name], ["image", "rm", *images[2:]]):
+            subprocess.run(["docker", *removal], check=False, capture_output=True)
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_engine(engine_of_its_own: tuple[str, Stack], end: str, capsys: pytest.CaptureFixture[str]) -> None:
+    engine, stack = engine_of_its_own
+    rows, started = stack.sql("CHECKSUM TABLE accounts"), stack.page()["started"]
+    with load(stack) as clients:
+        docker(end, engine)
+        gone = time.monotonic()
+        docker("start", engine)
+        until(lambda: clients.since(gone, 200), "back")
+        back = time.monotonic() - gone
+        until(lambda: stack.health() == "healthy" and stack.health("db") == "healthy", "healthy")
+    with capsys.disabled():
+        print(f"\nengine {end}: back {back:.1f} s after its start")
+    assert {answer.status for answer in clients.answers} <= {0, 200, 503}
+    assert all(answer.whole for answer in clients.answers if answer.status)
+    assert stack.page()["started"] != started
+    assert stack.sql("CHECKSUM TABLE accounts") == rows
+    assert stack.inspect("autoheal")["State"]["Running"]

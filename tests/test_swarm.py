@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.docker import docker, require_engine, until
+from tests.docker import docker, has_engine, require_engine, until
 
 NAME = f"cct-swarm-{os.getpid()}"  # begins the name of all that is started
 REGISTRY = f"{NAME}-registry"
@@ -197,13 +197,6 @@ def report(capsys: pytest.CaptureFixture[str]) -> Report:
     return show
 
 
-def is_up(node: str) -> bool:
-    """Return whether the engine of a node answers."""
-    with suppress(AssertionError):
-        return bool(docker("exec", node, "docker", "info"))
-    return False
-
-
 def push_images(registry: str, sick: Path) -> Iterator[str]:
     """Fill the registry: two releases, one that never gets healthy, and the database; give each image's name."""
     for tag in ("1", "2"):
@@ -238,7 +231,7 @@ def swarm_of_three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             )
         images.extend(push_images(docker("port", REGISTRY, "5000").strip(), tmp_path_factory.mktemp("sick")))
         for node in NODES:
-            until(functools.partial(is_up, node), f"{node} up")
+            until(functools.partial(has_engine, node), f"{node} up")
         address = docker("exec", MANAGER, "hostname", "-i").strip()
         swarm("swarm", "init", "--advertise-addr", address)
         token = swarm("swarm", "join-token", "--quiet", "worker")
