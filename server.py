@@ -106,10 +106,11 @@ class DatabaseSettings:
         """Return what encrypts the connection, as DB_TLS says."""
         if self.tls == "disabled":
             return None
-        context = ssl.create_default_context()
-        if self.tls == "required":  # MySQL's own certificate is self-signed: encrypt, but do not verify
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
+        if self.tls == "verify-identity":
+            return ssl.create_default_context()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # MySQL's own certificate is self-signed: do not verify it
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
         return context
 
     def connection(self) -> dict[str, Any]:
