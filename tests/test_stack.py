@@ -162,8 +162,12 @@ def test_root_of_the_database_has_no_login_over_the_network(stack: Stack) -> Non
 
 def test_rotated_passwords_are_used_without_a_restart(stack: Stack) -> None:
     old, started = stack.exec("app", "cat", "/run/secrets/app/password"), stack.page()["started"]
-    stack.compose("exec", "db", "bash", "/docker-entrypoint-initdb.d/users.sh", "rotate")
+    login = "MYSQL_PWD=$(cat /run/secrets/$user/password) command mysql -h 127.0.0.1 -u $user -e 'SELECT 1' cct"
+    each_step = f'mysql() {{ command mysql "$@" && {login}; }}; export -f mysql'  # the file's password is good after it
+    stack.exec("db", "bash", "-c", f"{each_step}; bash /docker-entrypoint-initdb.d/users.sh rotate")
     assert stack.exec("app", "cat", "/run/secrets/app/password") != old
+    with pytest.raises(AssertionError, match="Access denied"):
+        stack.exec("db", "mysql", "-h127.0.0.1", "-uapp", f"-p{old.strip()}", "cct")
     for connection in stack.sql("SELECT id FROM information_schema.processlist WHERE user = 'app'").split():
         stack.sql(f"KILL {connection}")
     assert stack.get("/ready") == (200, "ready\n")
