@@ -28,25 +28,37 @@ class Answer:
 
 
 class Load:
-    """Clients that ask for the page one request after the other, ten a second each."""
+    """Clients that ask for the page one request after the other, ten a second each, and one that probes the health."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
         self.answers: list[Answer] = []
+        self.probes: list[tuple[int, float]] = []  # status and seconds
         self.stopped = threading.Event()
-        self.threads = [threading.Thread(target=self.ask) for _ in range(CLIENTS)]
+        self.threads = [threading.Thread(target=target) for target in [self.probe, *[self.ask] * CLIENTS]]
 
     def ask(self) -> None:
         """Ask until the load is stopped."""
         while not self.stopped.wait(0.1):
             began = time.monotonic()
-            try:
-                status, text = self.stack.get()
-            except OSError:
-                status, text = 0, ""
+            status, text = self.get("/")
             ended = time.monotonic()
-            whole = text.endswith("</html>\n") and (status != 200 or text.count('<th scope="row">') == 50)
-            self.answers.append(Answer(ended, ended - began, status, whole))
+            right = text.count('<th scope="row">') == 50 if status == 200 else "The database does not answer." in text
+            self.answers.append(Answer(ended, ended - began, status, right and text.endswith("</html>\n")))
+
+    def probe(self) -> None:
+        """Ask for the health, twenty times a second, until the load is stopped."""
+        while not self.stopped.wait(0.05):
+            began = time.monotonic()
+            status, _ = self.get("/health")
+            self.probes.append((status, time.monotonic() - began))
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Return the status and the text of an answer, 0 where there is none."""
+        try:
+            return self.stack.get(path)
+        except OSError:
+            return 0, ""
 
     def since(self, moment: float, status: int) -> list[Answer]:
         """Return the answers to requests that began after a moment and have a status."""
@@ -171,6 +183,8 @@ def test_database(stack: Stack, fault: str, capsys: pytest.CaptureFixture[str]) 
     assert {answer.status for answer in clients.answers} == {200, 503}
     assert all(answer.whole for answer in clients.answers)
     assert slowest <= DB_TIMEOUT + 0.5
+    assert {status for status, _ in clients.probes} == {200}
+    assert max(seconds for _, seconds in clients.probes) < DB_TIMEOUT / 2
     app = stack.inspect("app")["State"]
     assert (app["StartedAt"], app["Health"]["FailingStreak"]) == (state, 0)
     assert stack.sql("CHECKSUM TABLE accounts") == rows
