@@ -126,8 +126,9 @@ async def test_seeder_killed_while_it_waits_for_another_is_no_obstacle(
     async with root() as connection, connection.cursor() as cursor:
         await cursor.execute("SELECT GET_LOCK('cct.seed', 0)")
         process = start(empty_database)
-        while not await sql("SELECT 1 FROM information_schema.processlist WHERE state = 'User lock'"):
-            pass
+        async with asyncio.timeout(10):
+            while not await sql("SELECT 1 FROM information_schema.processlist WHERE state = 'User lock'"):
+                pass
         process.kill()
         process.communicate()
     assert run(empty_database)[0] == 0
