@@ -10,6 +10,7 @@ import html
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -716,6 +717,8 @@ def main() -> None:
     """Serve until SIGTERM or SIGINT; SystemExit with a sentence where that cannot be."""
     settings = Settings.read(os.environ)
     start_log()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # 1,024 and many more, as of Docker Engine 29
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
     gc.set_threshold(10_000)  # a thousand requests at once are no garbage
     log.info("%s starts", CONTAINER)
     # aiohttp has no setting for these: its Server header names versions, and it logs each malformed request as
