@@ -7,7 +7,7 @@ if [ "$1" = rotate ]; then
   for user in app seeder; do # the old password is good until the new one stands in the file
     password=$(openssl rand -hex 24)
     root <<<"ALTER USER $user IDENTIFIED BY '$password' RETAIN CURRENT PASSWORD"
-    echo "$password" >/run/secrets/$user/password
+    echo "$password" 1<>/run/secrets/$user/password # in place, as long as the old one: at no moment is the file empty
     root <<<"ALTER USER $user DISCARD OLD PASSWORD"
   done
   exit

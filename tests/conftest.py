@@ -1,5 +1,6 @@
 """What the tests share: a private database, the accounts in it, and a client of the server."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncmy
 import pytest
@@ -25,6 +26,15 @@ MakeClient = Callable[..., Awaitable[Client]]
 Root = Callable[[], AbstractAsyncContextManager[Connection]]
 Rows = tuple[tuple[Any, ...], ...]
 Sql = Callable[..., Awaitable[Rows]]
+T = TypeVar("T")
+
+
+async def until(condition: Callable[[], Awaitable[T]]) -> T:
+    """Wait until a condition holds and return it; TimeoutError where it does not within 10 s."""
+    async with asyncio.timeout(10):
+        while not (result := await condition()):
+            pass
+    return result
 
 
 class Server:

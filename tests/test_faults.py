@@ -232,6 +232,16 @@ def test_killed_healer_is_back_and_heals(stack: Stack) -> None:
     assert stack.page()["started"] != started
 
 
+def test_killed_seeder_is_back_and_seeds(stack: Stack) -> None:
+    stack.sql("TRUNCATE accounts")
+    lock_the_table(stack)
+    until(lambda: stack.sql("SELECT id FROM information_schema.processlist WHERE info = 'DO SLEEP(3)'"), "locked")
+    stack.compose("start", "seeder")
+    on_host(stack, "seeder", "kill -KILL $pid")
+    until(lambda: stack.sql("SELECT COUNT(*) FROM accounts") == "100\n", "seeded")
+    assert stack.inspect("seeder")["RestartCount"] == 1
+
+
 def test_full_disk_of_the_database(tmp_path: Path) -> None:
     require_engine()
     stack = Stack(tmp_path / "cct", SEED_ACCOUNTS="100")

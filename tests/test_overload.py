@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Server, Sql
+from tests.conftest import Server, Sql, until
 from tests.local import Database
 
 VALID = b"GET /?after=1 HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\nConnection: close\r\n\r\n"
@@ -152,6 +152,9 @@ async def test_two_hundred_faults_leave_nothing_behind(database: Database, sql: 
         paths = [f"/?after={after}" for after in range(6)]
         return {status for status, _ in await asyncio.gather(*(asyncio.to_thread(server.get, path) for path in paths))}
 
+    async def recovered() -> bool:
+        return await statuses() == {200}
+
     async def fault(round_: int) -> None:
         assert database.process
         if round_ % 2:  # new connections are made while nothing answers
@@ -163,9 +166,7 @@ async def test_two_hundred_faults_leave_nothing_behind(database: Database, sql: 
             assert await statuses() <= {200, 503}
         finally:
             database.process.send_signal(signal.SIGCONT)
-        async with asyncio.timeout(10):
-            while await statuses() != {200}:
-                pass
+        await until(recovered)
 
     try:
         for round_ in range(20):

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.conftest import Root, Server, Sql
+from tests.conftest import Root, Server, Sql, until
 from tests.local import ROOT, Database
 
 
@@ -41,8 +41,7 @@ async def test_sigterm_lets_the_request_in_flight_finish(server: Server, root: R
         await cursor.execute("LOCK TABLES cct.accounts WRITE")
         request = asyncio.create_task(asyncio.to_thread(server.get, "/"))
         waiting = "SELECT 1 FROM information_schema.processlist WHERE user = 'app' AND state LIKE 'Waiting%%'"
-        while not await sql(waiting):
-            pass
+        await until(lambda: sql(waiting))
         server.process.terminate()
         await asyncio.to_thread(server.wait_for, "stopping")
         await asyncio.sleep(0.5)  # in which a server that does not wait would cut the request off

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import seed
-from tests.conftest import Root, Sql
+from tests.conftest import Root, Sql, until
 from tests.local import ROOT, Database, free_port
 
 
@@ -126,9 +126,7 @@ async def test_seeder_killed_while_it_waits_for_another_is_no_obstacle(
     async with root() as connection, connection.cursor() as cursor:
         await cursor.execute("SELECT GET_LOCK('cct.seed', 0)")
         process = start(empty_database)
-        async with asyncio.timeout(10):
-            while not await sql("SELECT 1 FROM information_schema.processlist WHERE state = 'User lock'"):
-                pass
+        await until(lambda: sql("SELECT 1 FROM information_schema.processlist WHERE state = 'User lock'"))
         process.kill()
         process.communicate()
     assert run(empty_database)[0] == 0

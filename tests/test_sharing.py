@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from server import Database, render_html
-from tests.conftest import Client, Root, Rows, Server, Sql
+from tests.conftest import Client, Root, Rows, Server, Sql, until
 
 Requests = list[asyncio.Task[int]]
 Blocked = Callable[[int], AbstractAsyncContextManager[Requests]]
@@ -57,8 +57,7 @@ def blocked(server: Server, root: Root, sql: Sql) -> Blocked:
         async with root() as database, database.cursor() as cursor:
             await cursor.execute("LOCK TABLES cct.accounts WRITE")
             requests = [asyncio.create_task(first.page(asyncio.Event()))]
-            while not await running(sql):
-                pass
+            await until(lambda: running(sql))
             events = [asyncio.Event() for _ in rest]
             requests += [asyncio.create_task(one.page(sent)) for one, sent in zip(rest, events, strict=True)]
             await asyncio.gather(*(sent.wait() for sent in events))
@@ -72,6 +71,10 @@ def blocked(server: Server, root: Root, sql: Sql) -> Blocked:
 
 async def running(sql: Sql) -> Rows:
     return await sql("SELECT id FROM information_schema.processlist WHERE user = 'app' AND state LIKE 'Waiting%%'")
+
+
+async def others_running(sql: Sql, connection: int) -> Rows:
+    return tuple(row for row in await running(sql) if row != (connection,))
 
 
 async def selects(sql: Sql) -> int:
@@ -117,12 +120,10 @@ async def test_failed_query_fails_those_who_waited_for_it_alone(blocked: Blocked
 
 async def test_failed_query_fails_all_who_waited_for_it(blocked: Blocked, server: Server, sql: Sql) -> None:
     async with blocked(3) as requests:
-        for _ in range(2):  # the running query, and the one that waited and runs then
-            while not (connections := await running(sql)):
-                pass
-            await sql(f"KILL {connections[0][0]}")
-            while connections == await running(sql):
-                pass
+        ((first,),) = await running(sql)
+        await sql(f"KILL {first}")
+        ((second,),) = await until(lambda: others_running(sql, first))
+        await sql(f"KILL {second}")
         async with asyncio.timeout(1):  # long before DB_TIMEOUT
             assert await asyncio.gather(*requests) == [503] * 4
     assert await status(server) == 200
