@@ -231,8 +231,6 @@ class Database:
                     future.set_result(await self.answer(read(*arguments), deadline))
                 except Exception as error:
                     future.set_exception(error)
-                finally:
-                    del future  # it holds the error, whose traceback would hold it
         del self.working[key]
 
     async def answer(self, reading: Awaitable[T], deadline: float) -> T:
