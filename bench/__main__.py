@@ -205,7 +205,7 @@ class Explained(server.Database):
 
     async def query(self, sql: str, *parameters: int) -> tuple[tuple[Any, ...], ...]:
         """Return no rows; SystemExit where a part of the query is not a range on the primary key."""
-        for part in await super().query(f"EXPLAIN {sql}", *parameters):
+        for part in await super().query(f"EXPLAIN FORMAT=TRADITIONAL {sql}", *parameters):
             if not {"range", "PRIMARY"} <= set(map(str, part)):
                 raise SystemExit(f"Not a range on the primary key: {part}.")
         return ()

@@ -89,7 +89,7 @@ class Database:
                     *(self.program, "--no-defaults", *self.options, f"--port={self.port}", "--bind-address=127.0.0.1"),
                     *(f"--socket={self.directory}/socket", f"--pid-file={self.directory}/pid", "--skip-name-resolve"),
                     *("--ssl-cert=../cert.pem", "--ssl-key=../key.pem", f"--init-file={self.directory}/users.sql"),
-                    *options,
+                    *(f"--secure-file-priv={self.directory}", *options),  # MySQL's own folder for that may be missing
                 ],
                 stdout=log,
                 stderr=log,

@@ -145,7 +145,7 @@ async def test_page_is_a_range_on_the_primary_key(client: Client, monkeypatch: p
     query = Database.query
 
     async def explain(self: Database, sql: str, *parameters: int) -> Rows:
-        plan.extend(set(map(str, row)) for row in await query(self, f"EXPLAIN {sql}", *parameters))
+        plan.extend(set(map(str, row)) for row in await query(self, f"EXPLAIN FORMAT=TRADITIONAL {sql}", *parameters))
         return ()
 
     monkeypatch.setattr(Database, "query", explain)
