@@ -252,7 +252,7 @@ def race(database: Database, accounts: int, dump: Path, rounds: int) -> Iterator
         subprocess.run([program, *login], env=env, check=True, **files)
         return time.monotonic() - began
 
-    client("mysqldump", "--no-create-info", "cct", "accounts", stdout=dump.open("wb"))
+    client("mysqldump", "--no-create-info", "--loose-set-gtid-purged=OFF", "cct", "accounts", stdout=dump.open("wb"))
     for _ in range(rounds):
         client("mysql", "-e", "TRUNCATE accounts", "cct")
         own, _ = run_seed(database, accounts)
@@ -279,6 +279,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=10, help="of each load")
     parser.add_argument("--accounts", type=int, nargs="+", default=[100, 10_000, 1_000_000])
     arguments = parser.parse_args()
+    server.start_log()
     loads = compare(arguments.rounds, arguments.seconds)
     (HERE / "results.svg").write_text(chart(loads))
     sizes = growth(arguments.accounts, arguments.rounds, arguments.seconds)
