@@ -267,7 +267,8 @@ def machine(arguments: argparse.Namespace) -> str:
     database = run(server_program(), "--version", cwd=HERE).partition("Ver ")[2].split()[0]
     return (
         f"{os.cpu_count()} cores ({model[1] if model else platform.machine()}) for server, database and load; "
-        f"{platform.system()}, Python {platform.python_version()}, database {database}; "
+        f"{platform.system()}, Python {platform.python_version()}, "
+        f"{'MariaDB' if 'MariaDB' in database else 'MySQL'} {database}; "
         f"medians of {arguments.rounds} rounds of {arguments.seconds} s; one process each."
     )
 
