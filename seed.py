@@ -137,7 +137,7 @@ def main() -> None:
     try:
         asyncio.run(seed(settings))
     except (MySQLError, OSError) as error:
-        raise SystemExit(f"The database failed, nothing was inserted: {error}.") from None
+        raise SystemExit(f"The database failed: {error}. Run the seeder again: it fills in all or none.") from None
 
 
 if __name__ == "__main__":

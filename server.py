@@ -1,6 +1,6 @@
 """The account page of cct, a web service that heals itself.
 
-In reading order: settings, the health flag, the database, the page, the handlers, the log, main.
+In reading order: settings, the health flag, the database, the page, the handlers, the application.
 """
 
 import asyncio
@@ -186,14 +186,14 @@ class Database:
             0,
             settings.pool_size,
             autocommit=True,
-            # Python 3.11 may lose the cancellation of a connection that is just made: the driver's own ends that one.
+            # Python 3.11 may lose the cancellation of a connection that is just made: this timeout ends that one.
             read_timeout=self.timeout,
             stmt_cache_size=8,  # prepared statements halve the work of a query
             **settings.connection(),
         )
         self.lost_at: float | None = None
-        self.waiting: dict[Any, tuple[asyncio.Future[Any], float]] = {}  # what to set for those who wait, and by when
-        self.working: dict[Any, asyncio.Task[None]] = {}
+        self.waiting: dict[Any, tuple[asyncio.Future[Any], float]] = {}  # a key's next call: its result and deadline
+        self.working: dict[Any, asyncio.Task[None]] = {}  # who makes a key's calls
 
     async def query(self, sql: str, *parameters: int) -> tuple[tuple[Any, ...], ...]:
         """Return the rows of a query."""
@@ -209,7 +209,8 @@ class Database:
         """Return what `read` returns, one call for all who wait together; raise DatabaseLost where it fails.
 
         A request joins only a call that starts after it came in, so no answer is older than its request; and
-        however many clients there are, one call with these arguments runs and one waits.
+        however many clients there are, one call with these arguments runs and one waits. Who joins shares the
+        deadline of the first, too.
         """
         key = read, arguments
         if key not in self.waiting:
@@ -224,22 +225,23 @@ class Database:
         """Make one call after the other, until nobody waits."""
         read, arguments = key
         while key in self.waiting:
-            await asyncio.sleep(0)  # send the answers of the last one meanwhile, and let in who has come
+            await asyncio.sleep(0)  # first answer those who waited for the last one, and let in who has come
             future, deadline = self.waiting.pop(key)
             with suppress(asyncio.InvalidStateError):  # the end of the process cancels the future
                 try:
-                    future.set_result(await self.answer(read(*arguments), deadline))
-                except Exception as error:
+                    future.set_result(await self.in_time(read(*arguments), deadline))
+                except BaseException as error:  # a stray cancellation, too: it must not leave those who wait
                     future.set_exception(error)
         del self.working[key]
 
-    async def answer(self, reading: Awaitable[T], deadline: float) -> T:
+    async def in_time(self, reading: Awaitable[T], deadline: float) -> T:
         """Return what is read by a time of the loop; raise DatabaseLost where that takes longer or fails."""
         try:
             async with asyncio.timeout_at(deadline):
                 result = await reading
         except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: MySQL's login without TLS
-            reason = f"no answer within {self.timeout:g} s" if isinstance(error, TimeoutError) else error.args[-1]
+            late = f"no answer within {self.timeout:g} s"
+            reason = late if isinstance(error, TimeoutError) else [repr(error), *error.args][-1]
             if self.lost_at is None:
                 self.lost_at = time.monotonic()
                 log.error("database lost: %s", reason)
@@ -561,7 +563,7 @@ async def show_health(request: web.Request) -> web.Response:
 
 
 async def ping(app: web.Application) -> None:
-    """Ask the database for nothing."""
+    """Ask for one row: the login, the table and the right to read it are there."""
     await app[DATABASE].query("SELECT 1 FROM accounts LIMIT 1")
 
 
@@ -637,6 +639,8 @@ async def drain_context(app: web.Application) -> AsyncIterator[None]:
 
     def drain() -> None:
         global stopping
+        if stopping:
+            return  # a second SIGINT would cut the requests in flight off
         stopping = True
         log.info("stopping")
         loop.call_later(app[SETTINGS].drain, signal.raise_signal, signal.SIGINT)

@@ -223,8 +223,10 @@ def test_app(stack: Stack, fault: str, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_killed_healer_is_back_and_heals(stack: Stack) -> None:
     started = stack.inspect("autoheal")["State"]["StartedAt"]
-    on_host(stack, "autoheal", "kill -KILL $pid")
-    until(lambda: stack.inspect("autoheal")["State"]["StartedAt"] != started, "restarted")
+    with load(stack) as clients:
+        on_host(stack, "autoheal", "kill -KILL $pid")
+        until(lambda: stack.inspect("autoheal")["State"]["StartedAt"] != started, "restarted")
+    assert {answer.status for answer in clients.answers} == {200}
     started = stack.page()["started"]
     stack.get("/make-unhealthy")
     until(lambda: stack.health() == "unhealthy", "unhealthy")

@@ -44,6 +44,7 @@ async def test_sigterm_lets_the_request_in_flight_finish(server: Server, root: R
         await until(lambda: sql(waiting))
         server.process.terminate()
         await asyncio.to_thread(server.wait_for, "stopping")
+        server.process.terminate()
         await asyncio.sleep(0.5)  # in which a server that does not wait would cut the request off
         await cursor.execute("UNLOCK TABLES")
     status, page = await request
