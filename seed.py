@@ -1,4 +1,4 @@
-"""Create the accounts table and fill it, once: a table that has rows stays exactly as it is."""
+"""The seeder of cct: create the accounts table and fill it, once. A table that has rows stays exactly as it is."""
 
 import asyncio
 import csv
@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import asyncmy
@@ -17,38 +16,19 @@ from asyncmy.connection import Connection
 from asyncmy.cursors import Cursor
 from asyncmy.errors import MySQLError
 
-from server import DatabaseSettings, Env, number, start_log
+from settings import Settings, start_log
 
 log = logging.getLogger("cct")
 
 SCHEMA = Path(__file__).with_name("schema.sql")
-Account = tuple[str, str]  # name, email
-COLUMNS = ["name", "email"]
-MAX_LENGTH = 254  # characters, as in schema.sql
+COLUMNS = ("name", "email")
+Account = tuple[str, ...]  # a value for each column
+MAX_LENGTH = 254  # characters of a value, as in schema.sql
 BATCH = 1000  # rows in one INSERT
+OTHER_SEEDER = (1062, 1205, 1213)  # MySQL's errors: duplicate key, lock wait timeout, deadlock
 
 FIRST_NAMES = "Ada Björn Chloé Dmitri Émilie Fatima Grace Håkon Inés Jürgen Kateřina Łukasz María Noor Oğuz Wei".split()
 LAST_NAMES = "Andersson Brontë Çelik Dvořák Esposito García Hopper Itō Jørgensen Kowalski Lovelace Nguyễn 王".split()
-
-
-@dataclass(frozen=True)
-class SeedSettings:
-    """What the seeder reads from its environment; `wait` in seconds."""
-
-    accounts: int
-    file: str
-    wait: float
-    database: DatabaseSettings
-
-    @classmethod
-    def read(cls, env: Env) -> "SeedSettings":
-        """Read all settings; SystemExit with a sentence that names the bad one."""
-        return cls(
-            accounts=number(env, "SEED_ACCOUNTS", 100, 0, 100_000_000),
-            file=env.get("SEED_FILE", ""),
-            wait=number(env, "SEED_WAIT", 60.0, 0.0, 3600.0),
-            database=DatabaseSettings.read(env),
-        )
 
 
 def generate(count: int) -> Iterator[Account]:
@@ -58,23 +38,21 @@ def generate(count: int) -> Iterator[Account]:
 
 
 def load(file: str) -> Iterator[Account]:
-    """Yield the accounts of a CSV file; SystemExit with a sentence that names the line and column of a bad one."""
+    """Yield the accounts of a CSV file; exit with a message that names the line of the first invalid one."""
     try:
         with Path(file).open(encoding="utf-8-sig", newline="") as lines:
-            rows = csv.reader(lines, strict=True)
-            header = next(rows, [])
-            if sorted(header) != sorted(COLUMNS):
-                raise SystemExit(f"{file}, line 1: the header must be {','.join(COLUMNS)}, not {','.join(header)!r}.")
-            for row in filter(None, rows):
-                account = dict(zip(header, row, strict=False))
-                for column in header:
-                    if not 0 < len(account.get(column, "")) <= MAX_LENGTH:
-                        raise SystemExit(
-                            f"{file}, line {rows.line_num}, column {column}: 1 to {MAX_LENGTH} characters are needed."
-                        )
-                if len(row) > len(header):
+            rows = csv.DictReader(lines, strict=True)
+            header = ",".join(rows.fieldnames or ())
+            if sorted(header.split(",")) != sorted(COLUMNS):
+                raise SystemExit(f"{file}, line 1: the header must be {','.join(COLUMNS)}, not {header!r}.")
+            for row in rows:
+                for column in COLUMNS:
+                    if not 0 < len(row[column] or "") <= MAX_LENGTH:
+                        where = f"{file}, line {rows.line_num}, column {column}"
+                        raise SystemExit(f"{where}: 1 to {MAX_LENGTH} characters are needed.")
+                if None in row:
                     raise SystemExit(f"{file}, line {rows.line_num}: there are more values than columns.")
-                yield account["name"], account["email"]
+                yield tuple(row[column] for column in COLUMNS)
     except csv.Error as error:
         raise SystemExit(f"{file}, line {rows.line_num}: {error}.") from None
     except UnicodeDecodeError as error:
@@ -83,55 +61,71 @@ def load(file: str) -> Iterator[Account]:
         raise SystemExit(f"SEED_FILE cannot be read: {error}.") from None
 
 
-async def connect(settings: SeedSettings) -> Connection:
-    """Return a connection, as soon as the database gives one; SystemExit after SEED_WAIT seconds without."""
-    deadline = time.monotonic() + settings.wait
+async def connect(settings: Settings) -> Connection:
+    """Return a connection; exit with a message if there is none within SEED_WAIT seconds."""
+    deadline = time.monotonic() + settings.seed_wait
     while True:
         try:
-            async with asyncio.timeout(settings.database.timeout):
-                return await asyncmy.connect(**settings.database.connection())
+            async with asyncio.timeout(settings.db_timeout):
+                return await asyncmy.connect(read_timeout=settings.seed_wait, **settings.connection())
         except (MySQLError, OSError, RuntimeError) as error:
             if time.monotonic() > deadline:
-                where = f"{settings.database.host}:{settings.database.port}"
-                raise SystemExit(f"No database at {where} within {settings.wait:g} s: {error}.") from None
+                where = f"{settings.db_host}:{settings.db_port}"
+                raise SystemExit(f"No database at {where} within {settings.seed_wait:g} s: {error}.") from None
         await asyncio.sleep(0.5)
 
 
 def inserts(cursor: Cursor, accounts: Iterator[Account]) -> Iterator[tuple[int, str]]:
-    """Yield the number of rows and the text of each INSERT."""
+    """Yield INSERT statements, each with the id of its last row; the first row has id 1."""
+    row, last = f"({', '.join(['%s'] * len(('id', *COLUMNS)))})", 0
     while batch := list(itertools.islice(accounts, BATCH)):
-        statement = "INSERT INTO accounts (name, email) VALUES (%s, %s)" + ", (%s, %s)" * (len(batch) - 1)
-        yield len(batch), cursor.mogrify(statement, list(itertools.chain.from_iterable(batch)))
+        values = [value for id, account in enumerate(batch, last + 1) for value in (id, *account)]
+        statement = f"INSERT INTO accounts (id, {', '.join(COLUMNS)}) VALUES {', '.join([row] * len(batch))}"
+        last += len(batch)
+        yield last, cursor.mogrify(statement, values)
 
 
-async def seed(settings: SeedSettings) -> None:
-    """Create the table and, unless it has rows, fill it: all rows or none."""
-    accounts = load(settings.file) if settings.file else generate(settings.accounts)
+async def fill(cursor: Cursor, accounts: Iterator[Account]) -> str:
+    """Insert all accounts in one transaction, unless the table has rows; return what was done."""
+    await cursor.execute("SELECT EXISTS (SELECT 1 FROM accounts)")
+    if await cursor.fetchone() == (1,):
+        return "accounts has rows already: nothing to do"
+    coming, last = inserts(cursor, accounts), 0
+    insert = next(coming, None)
+    while insert:
+        last, statement = insert  # while the database works on it, a thread prepares the next one
+        _, insert = await asyncio.gather(cursor.execute(statement), asyncio.to_thread(next, coming, None))
+        if last % (100 * BATCH) == 0:
+            log.info("inserted %d accounts so far", last)
+    await cursor.execute("COMMIT")
+    return f"inserted {last} accounts"
+
+
+async def seed(settings: Settings) -> None:
+    """Create the table and fill it, all rows or none; exit with a message if another seeder takes too long.
+
+    The ids begin with 1, so the primary key lets only one of two seeders commit. The other tries again, and finds rows.
+    """
+    deadline = time.monotonic() + settings.seed_wait
     async with await connect(settings) as connection, connection.cursor() as cursor:
-        await cursor.execute("SELECT GET_LOCK('cct.seed', %s)", (settings.wait,))  # held until the connection ends
-        if await cursor.fetchone() != (1,):
-            raise SystemExit(f"Another seeder has been at work for {settings.wait:g} s.")
+        await cursor.execute("SET innodb_lock_wait_timeout = %s", (int(settings.seed_wait / 2) or 1,))
         await cursor.execute(SCHEMA.read_text())
-        await cursor.execute("SELECT EXISTS (SELECT 1 FROM accounts)")
-        if await cursor.fetchone() == (1,):
-            log.info("accounts has rows already: nothing to do")
-            return
-        coming = inserts(cursor, accounts)
-        insert, done, report = next(coming, None), 0, time.monotonic()
-        while insert:
-            rows, statement = insert  # while the database works on it, a thread prepares the next one
-            _, insert = await asyncio.gather(cursor.execute(statement), asyncio.to_thread(next, coming, None))
-            done += rows
-            if time.monotonic() - report > 2:
-                report = time.monotonic()
-                log.info("inserted %d accounts so far", done)
-        await connection.commit()
-        log.info("inserted %d accounts", done)
+        while True:
+            accounts = load(settings.seed_file) if settings.seed_file else generate(settings.seed_accounts)
+            try:
+                log.info(await fill(cursor, accounts))
+                return
+            except MySQLError as error:
+                if error.args[0] not in OTHER_SEEDER:
+                    raise
+                await cursor.execute("ROLLBACK")
+            if time.monotonic() > deadline:
+                raise SystemExit(f"Another seeder has been at work for {settings.seed_wait:g} s.")
 
 
 def main() -> None:
-    """Seed; SystemExit with a sentence where that fails."""
-    settings = SeedSettings.read(os.environ)
+    """Run the seeder; exit with a message if it fails."""
+    settings = Settings.read(os.environ)
     start_log()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # process 1 has no default for it
     try:

@@ -1,0 +1,152 @@
+"""How the accounts are read: the query, and the pool that shares it among the requests that wait together."""
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import asyncmy
+from asyncmy.errors import MySQLError
+
+from settings import Settings
+
+log = logging.getLogger("cct")
+Rows = tuple[tuple[Any, ...], ...]
+
+PAGE_SIZE = 50
+POOL_SIZE = 2  # connections, and so queries at a time: more are no faster
+MAX_ID = 2**63 - 1  # BIGINT
+# A range of the primary key on both sides of `after`, so that a page costs the same in a table of any size. Whole rows
+# on both sides: if it needs ids alone, MySQL reads 128 kB ahead.
+QUERY = """
+(SELECT id, name, email FROM accounts WHERE id <= %s ORDER BY id DESC LIMIT 1 OFFSET %s)
+UNION ALL
+(SELECT id, name, email FROM accounts WHERE id > %s ORDER BY id LIMIT %s)
+"""
+KINDS = {1054: "missing column", 1146: "missing table"} | dict.fromkeys((1044, 1045, 1142, 1143), "no right")
+
+
+@dataclass(frozen=True, eq=False)
+class Page:
+    """Accounts as (id, name, email), and the `after` of the pages beside them, None if there is none."""
+
+    accounts: Rows
+    previous: int | None
+    next: int | None
+
+
+@lru_cache(maxsize=64)  # equal rows give the same Page, which the server renders once: a tenth of its rate
+def make_page(after: int, rows: Rows) -> Page:
+    """Return the page whose QUERY for `after` returned these rows."""
+    accounts = tuple(sorted(row for row in rows if row[0] > after))
+    before = min((id for id, _, _ in rows if id <= after), default=0)
+    return Page(
+        accounts=accounts[:PAGE_SIZE],
+        previous=before if after else None,
+        next=accounts[PAGE_SIZE - 1][0] if len(accounts) > PAGE_SIZE else None,
+    )
+
+
+class ReadError(Exception):
+    """The accounts could not be read; `kind` says why in a word or two."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind = kind
+
+
+def read_error(error: Exception) -> ReadError:
+    """Return the ReadError for what the database driver raised."""
+    code, text = error.args if isinstance(error, MySQLError) and len(error.args) == 2 else (0, str(error))
+    if not code or 2000 <= code < 3000:  # the driver's own codes
+        return ReadError("no answer", text or "not in time")
+    return ReadError(KINDS.get(code, "refused"), text)
+
+
+class Database:
+    """Connection pool that shares one query among the requests that wait for the same page."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.timeout = settings.db_timeout
+        self.pool = asyncmy.Pool(
+            *(0, POOL_SIZE),
+            autocommit=True,
+            stmt_cache_size=8,  # prepared statements: a tenth more pages a second
+            read_timeout=self.timeout,  # Python 3.11 may lose the cancellation of a connection that is just made
+            **settings.connection(),
+        )
+        self.turns = asyncio.Semaphore(POOL_SIZE)
+        self.waiting: dict[int, asyncio.Task[Page]] = {}  # the reads that wait for their turn, by `after`
+        self.answered = 0.0  # when the database last answered, in the loop's time
+        self.trouble = ""  # the kind of the last ReadError, empty since the database answers again
+
+    async def page(self, after: int) -> Page:
+        """Return the accounts whose id is above `after`; raise ReadError, after DB_TIMEOUT at the latest.
+
+        A request joins a read that waits for its turn, never one whose query has begun: no page is older than its
+        request. Whoever joins inherits the deadline of the first.
+        """
+        read = self.waiting.get(after)
+        if read is None or read.done():
+            read = self.waiting[after] = asyncio.create_task(self.read(after))
+        try:
+            return await read
+        except asyncio.CancelledError:
+            if read.cancelled():  # by nobody that we know of; but nobody shall wait for ever
+                raise ReadError("no answer", "the query was cancelled") from None
+            raise
+
+    async def read(self, after: int) -> Page:
+        """Wait for a turn, then query the database; raise ReadError."""
+        began = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(began + self.timeout * 3 / 4):  # a query without time would be cut off
+                await self.turns.acquire()
+                await asyncio.sleep(0)  # let in the requests that came meanwhile
+        except TimeoutError:
+            kind = "busy" if self.answered > began else "no answer"
+            raise self.report(ReadError(kind, f"{len(self.waiting)} pages wait for their turn")) from None
+        finally:
+            del self.waiting[after]
+        try:
+            async with asyncio.timeout_at(began + self.timeout):
+                rows = await self.query(QUERY, after, PAGE_SIZE, after, PAGE_SIZE + 1)
+        except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: MySQL's login without TLS
+            raise self.report(read_error(error)) from error
+        finally:
+            self.turns.release()
+        self.report_answer()
+        return make_page(after, rows)
+
+    async def query(self, sql: str, *parameters: int) -> Rows:
+        """Return the rows of a query."""
+        connection = await self.pool.acquire()  # `async with` would turn a cancellation into a KeyError
+        try:
+            async with connection.cursor() as cursor:
+                await cursor.execute(sql, parameters)
+                return tuple(await cursor.fetchall())
+        finally:
+            self.pool.release(connection)
+
+    def report(self, error: ReadError) -> ReadError:
+        """Log trouble when it begins or changes; return the error."""
+        if error.kind != self.trouble:
+            self.trouble = error.kind
+            log.error("accounts cannot be read: %s", error)
+        return error
+
+    def report_answer(self) -> None:
+        """Log the end of trouble; a queue ends with the last who waits."""
+        self.answered = asyncio.get_running_loop().time()
+        if self.trouble and (self.trouble != "busy" or not self.waiting):
+            self.trouble = ""
+            log.info("accounts can be read again")
+
+    async def close(self) -> None:
+        """Close the connections, as far as they can be closed within a second."""
+        self.pool.terminate()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await self.pool.wait_closed()

@@ -1,0 +1,77 @@
+// The page tells the heal step by step, from what the server answers. It remembers the steps across a reload, and asks
+// nothing while nobody looks.
+const form = document.querySelector("form"), button = document.querySelector("button")
+const list = document.querySelector("ol")
+const [container, started, health] = document.querySelectorAll("dd")
+let heal = JSON.parse(sessionStorage.getItem("heal")), watching = false, leaving = false
+
+const seconds = (at) => ((at - heal.began) / 1000).toFixed(1)
+
+function show({ text, at }) {
+  const item = document.createElement("li")
+  item.textContent = `${seconds(at)} s: ${text}`
+  list.append(item)
+}
+
+function observe(text) {
+  if (heal.steps.at(-1)?.text === text) return
+  heal.steps.push({ text, at: Date.now() })
+  sessionStorage.setItem("heal", JSON.stringify(heal))
+  show(heal.steps.at(-1))
+}
+
+function begin(text) {
+  list.replaceChildren()
+  heal = { began: Date.now(), container: container.textContent, probes: 0, steps: [] }
+  observe(text)
+  watch()
+}
+
+function end(page) {
+  const how = page.container === heal.container ? "healthy again, healed" : `${page.container} answers, healthy,`
+  observe(`${how} in ${seconds(Date.now())} s`)
+  sessionStorage.removeItem("heal")
+  heal = null
+  container.textContent = page.container
+  started.textContent = page.started
+  health.textContent = health.className = page.health
+  if (button) button.disabled = false
+}
+
+async function look() {
+  let response, page
+  try {
+    response = await fetch("/", { headers: { Accept: "application/json" }, signal: AbortSignal.timeout(3000) })
+    page = await response.json()
+  } catch {
+    return leaving || observe(heal.probes < 3 ? "no answer" : "restarting (no answer)")
+  }
+  if (!response.ok) return observe(page.error)
+  if (page.healthy) return end(page)
+  health.textContent = page.health
+  health.className = "unhealthy"
+  while (heal.probes < page.failed_probes) observe(`probe ${++heal.probes} failed`)
+}
+
+async function watch() {
+  if (watching || !heal) return
+  watching = true
+  if (button) button.disabled = true
+  while (heal && !document.hidden) {
+    await look()
+    await new Promise((resolve) => setTimeout(resolve, 250))
+  }
+  watching = false
+}
+
+form?.addEventListener("submit", async (event) => {
+  event.preventDefault()
+  const response = await fetch(form.action, { method: "POST" })
+  if (response.ok) begin("flag lowered")
+})
+document.addEventListener("visibilitychange", watch)
+addEventListener("beforeunload", () => leaving = true) // which ends a request, and says nothing of the server
+if (heal) {
+  heal.steps.forEach(show)
+  watch()
+} else if (health.className === "unhealthy") begin("found unhealthy")
