@@ -18,8 +18,10 @@ from asyncmy.connection import Connection
 from pytest_aiohttp import AiohttpClient
 
 import seed
-from server import DatabaseSettings, Settings, make_app
-from tests.local import ROOT, Database, free_port, private_database
+from server import make_app
+from settings import Settings
+from tests.database import Database, private_database
+from tests.helpers import ROOT, free_port, get, until
 
 Client = TestClient[Any, Any]
 MakeClient = Callable[..., Awaitable[Client]]
@@ -27,14 +29,6 @@ Root = Callable[[], AbstractAsyncContextManager[Connection]]
 Rows = tuple[tuple[Any, ...], ...]
 Sql = Callable[..., Awaitable[Rows]]
 T = TypeVar("T")
-
-
-async def until(condition: Callable[[], Awaitable[T]]) -> T:
-    """Wait until a condition holds and return it; TimeoutError where it does not within 10 s."""
-    async with asyncio.timeout(10):
-        while not (result := await condition()):
-            pass
-    return result
 
 
 class Server:

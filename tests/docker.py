@@ -4,16 +4,14 @@ import json
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.local import ROOT, free_port
+from tests.helpers import ROOT, free_port, get
 
 
 def docker(*arguments: str, cwd: Path = ROOT, env: Mapping[str, str] = os.environ) -> str:
@@ -36,15 +34,6 @@ def require_engine() -> None:
         pytest.skip("needs a Docker engine with Compose")
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 60) -> float:
-    """Wait until a condition holds; return after how many seconds; AssertionError where it never does."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, f"not {what} within {seconds} s"
-        time.sleep(0.1)
-    return time.monotonic() - began
-
-
 def has_engine(container: str) -> bool:
     """Return whether the engine in a container answers."""
     with suppress(AssertionError):
@@ -61,8 +50,7 @@ class Stack:
         self.folder = folder
         self.name = f"cct-test-{free_port()}"
         self.port = free_port()
-        names = {"COMPOSE_PROJECT_NAME": self.name, "TAG": self.name}
-        self.env = os.environ | names | {"APP_PORT": str(self.port)} | settings
+        self.env = os.environ | {"COMPOSE_PROJECT_NAME": self.name, "APP_PORT": str(self.port)} | settings
 
     def compose(self, *arguments: str) -> str:
         """Run a docker compose command in the folder."""
@@ -75,7 +63,7 @@ class Stack:
     def down(self) -> None:
         """Remove what it made, but for the images of others."""
         self.compose("down", "-v", "-t", "2")
-        docker("image", "rm", "--force", f"cct-app:{self.name}", f"cct-seeder:{self.name}")
+        docker("image", "rm", "--force", f"{self.name}-app", f"{self.name}-seeder")
 
     def container(self, service: str) -> str:
         """Return the name of a service's container."""
@@ -99,19 +87,13 @@ class Stack:
         command = f'MYSQL_PWD=$(cat /run/secrets/{user}/password) mysql -u {user} {host} -Ne "{statement}" cct'
         return self.exec("db", "sh", "-c", " ".join([command, *options]))
 
-    def get(self, path: str = "/", accept: str = "*/*") -> tuple[int, str]:
-        """Return the status and the text of an answer."""
-        client = HTTPConnection("127.0.0.1", self.port, timeout=10)
-        try:
-            client.request("GET", path, headers={"Accept": accept})
-            response = client.getresponse()
-            return response.status, response.read().decode()
-        finally:
-            client.close()
+    def get(self, path: str = "/", **headers: str) -> tuple[int, str]:
+        """Return status and text of an answer of the app."""
+        return get(self.port, path, **headers)
 
     def page(self) -> Any:
         """Return the account page for programs."""
-        status, text = self.get("/", "application/json")
+        status, text = self.get(accept="application/json")
         assert status == 200, text
         return json.loads(text)
 

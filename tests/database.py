@@ -1,0 +1,120 @@
+"""A private database server, MySQL or MariaDB, for the tests, the bench and `make local`."""
+
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.helpers import ROOT, free_port
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run a command and return its output; SystemExit with that where it fails."""
+    done = subprocess.run(command, cwd=cwd, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise SystemExit(f"{command[0]} failed: {done.stdout}")
+    return done.stdout
+
+
+def server_program() -> str:
+    """Return the path of a database server; SystemExit with a sentence where there is none."""
+    for name in ("mysqld", "mariadbd"):
+        if program := shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"):
+            return program
+    raise SystemExit("There is no mysqld and no mariadbd: install a MySQL or MariaDB server.")
+
+
+class Database:
+    """A MySQL or MariaDB server on 127.0.0.1, with its data, users and certificate in a directory of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self.passwords = {user: secrets.token_hex(8) for user in ("root", "app", "seeder")}
+        self.options = [f"--datadir={directory}/data", *(["--user=root"] if os.geteuid() == 0 else [])]
+        self.program = server_program()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.write_users()
+        self.write_certificate()
+        if "MariaDB" in run(self.program, "--version", cwd=directory):
+            run("mariadb-install-db", "--no-defaults", *self.options, cwd=directory)
+        else:
+            run(self.program, "--no-defaults", "--initialize-insecure", *self.options, cwd=directory)
+
+    def write_users(self) -> None:
+        """Write what the server runs when it starts: the statements of users.sh, and root over TCP for the tests."""
+        statements = (ROOT / "users.sh").read_text().partition("<<SQL\n")[2].removesuffix("SQL\n")
+        statements = re.sub(
+            r"\$\(cat /run/secrets/(\w+)/password\)", lambda match: self.passwords[match[1]], statements
+        )
+        assert "$" not in statements, "users.sh has more to fill in than passwords"
+        (self.directory / "users.sql").write_text(
+            f"CREATE DATABASE IF NOT EXISTS cct CHARACTER SET utf8mb4;\n{statements}"
+            f"CREATE USER IF NOT EXISTS root@'127.0.0.1' IDENTIFIED BY '{self.passwords['root']}';\n"
+            "GRANT ALL ON *.* TO root@'127.0.0.1' WITH GRANT OPTION;\n"
+        )
+
+    def write_certificate(self) -> None:
+        """Write a self-signed certificate for 127.0.0.1."""
+        names = ("-subj", "/CN=cct", "-addext", "subjectAltName=IP:127.0.0.1")
+        command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout key.pem -out cert.pem".split()
+        run(*command, *names, cwd=self.directory)
+
+    def start(self, *options: str) -> None:
+        """Start the server and wait until it takes connections; SystemExit with its log where it does not."""
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(self.program, "--no-defaults", *self.options, f"--port={self.port}", "--bind-address=127.0.0.1"),
+                    *(f"--socket={self.directory}/socket", f"--pid-file={self.directory}/pid", "--skip-name-resolve"),
+                    *("--ssl-cert=../cert.pem", "--ssl-key=../key.pem", f"--init-file={self.directory}/users.sql"),
+                    *(f"--secure-file-priv={self.directory}", *options),  # MySQL's own folder for that may be missing
+                ],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the program that stops it
+            )
+        while not self.answers():
+            if self.process.poll() is not None:
+                raise SystemExit(f"{self.program} ended: {(self.directory / 'log').read_text()}")
+            time.sleep(0.05)
+
+    def answers(self) -> bool:
+        """Tell whether the server greets who connects."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
+                return bool(connection.recv(1))
+        except OSError:
+            return False
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """Stop the server, where it runs, and wait for its end."""
+        if self.process:
+            self.process.send_signal(how)
+            self.process.wait()
+            self.process = None
+
+    def env(self, user: str) -> dict[str, str]:
+        """Return the settings with which a program reaches it as a user."""
+        password = self.passwords[user]
+        return {"DB_HOST": "127.0.0.1", "DB_PORT": str(self.port), "DB_USER": user, "DB_PASSWORD": password}
+
+
+@contextmanager
+def private_database() -> Iterator[Database]:
+    """Give a database server that runs, and leave nothing of it behind."""
+    with tempfile.TemporaryDirectory(prefix="cct-") as directory:
+        database = Database(Path(directory))
+        try:
+            database.start()
+            yield database
+        finally:
+            database.stop()
