@@ -102,15 +102,15 @@ class Database:
         """Wait for a turn, then query the database; raise ReadError."""
         began = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout_at(began + self.timeout * 3 / 4):  # a query without time would be cut off
+            async with asyncio.timeout_at(began + self.timeout * 3 / 4):  # the rest is for the query
                 await self.turns.acquire()
-                await asyncio.sleep(0)  # let in the requests that came meanwhile
         except TimeoutError:
-            kind = "busy" if self.answered > began else "no answer"
-            raise self.report(ReadError(kind, f"{len(self.waiting)} pages wait for their turn")) from None
-        finally:
             del self.waiting[after]
+            kind = "busy" if self.answered > began else "no answer"
+            raise self.report(ReadError(kind, f"{len(self.waiting)} more pages wait for their turn")) from None
         try:
+            await asyncio.sleep(0)  # let the requests join that came in this turn of the loop
+            del self.waiting[after]
             async with asyncio.timeout_at(began + self.timeout):
                 rows = await self.query(QUERY, after, PAGE_SIZE, after, PAGE_SIZE + 1)
         except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: MySQL's login without TLS

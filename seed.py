@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import asyncmy
-from asyncmy.connection import Connection
 from asyncmy.cursors import Cursor
 from asyncmy.errors import MySQLError
 
@@ -25,7 +24,6 @@ COLUMNS = ("name", "email")
 Account = tuple[str, ...]  # a value for each column
 MAX_LENGTH = 254  # characters of a value, as in schema.sql
 BATCH = 1000  # rows in one INSERT
-OTHER_SEEDER = (1062, 1205, 1213)  # MySQL's errors: duplicate key, lock wait timeout, deadlock
 
 FIRST_NAMES = "Ada Björn Chloé Dmitri Émilie Fatima Grace Håkon Inés Jürgen Kateřina Łukasz María Noor Oğuz Wei".split()
 LAST_NAMES = "Andersson Brontë Çelik Dvořák Esposito García Hopper Itō Jørgensen Kowalski Lovelace Nguyễn 王".split()
@@ -55,24 +53,8 @@ def load(file: str) -> Iterator[Account]:
                 yield tuple(row[column] for column in COLUMNS)
     except csv.Error as error:
         raise SystemExit(f"{file}, line {rows.line_num}: {error}.") from None
-    except UnicodeDecodeError as error:
-        raise SystemExit(f"{file} is not UTF-8: {error}.") from None
-    except OSError as error:
-        raise SystemExit(f"SEED_FILE cannot be read: {error}.") from None
-
-
-async def connect(settings: Settings) -> Connection:
-    """Return a connection; exit with a message if there is none within SEED_WAIT seconds."""
-    deadline = time.monotonic() + settings.seed_wait
-    while True:
-        try:
-            async with asyncio.timeout(settings.db_timeout):
-                return await asyncmy.connect(read_timeout=settings.seed_wait, **settings.connection())
-        except (MySQLError, OSError, RuntimeError) as error:
-            if time.monotonic() > deadline:
-                where = f"{settings.db_host}:{settings.db_port}"
-                raise SystemExit(f"No database at {where} within {settings.seed_wait:g} s: {error}.") from None
-        await asyncio.sleep(0.5)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"SEED_FILE {file} cannot be read: {error}.") from None
 
 
 def inserts(cursor: Cursor, accounts: Iterator[Account]) -> Iterator[tuple[int, str]]:
@@ -102,25 +84,29 @@ async def fill(cursor: Cursor, accounts: Iterator[Account]) -> str:
 
 
 async def seed(settings: Settings) -> None:
-    """Create the table and fill it, all rows or none; exit with a message if another seeder takes too long.
+    """Create the table and fill it, all rows or none; exit with a message if that fails for SEED_WAIT seconds.
 
     The ids begin with 1, so the primary key lets only one of two seeders commit. The other tries again, and finds rows.
     """
-    deadline = time.monotonic() + settings.seed_wait
-    async with await connect(settings) as connection, connection.cursor() as cursor:
-        await cursor.execute("SET innodb_lock_wait_timeout = %s", (int(settings.seed_wait / 2) or 1,))
-        await cursor.execute(SCHEMA.read_text())
-        while True:
-            accounts = load(settings.seed_file) if settings.seed_file else generate(settings.seed_accounts)
-            try:
+    deadline, trouble = time.monotonic() + settings.seed_wait, ""
+    while True:
+        accounts = load(settings.seed_file) if settings.seed_file else generate(settings.seed_accounts)
+        try:
+            async with asyncio.timeout(settings.db_timeout):
+                connection = await asyncmy.connect(read_timeout=settings.seed_wait, **settings.connection())
+            async with connection, connection.cursor() as cursor:
+                await cursor.execute("SET innodb_lock_wait_timeout = %s", (int(settings.seed_wait / 2) or 1,))
+                await cursor.execute(SCHEMA.read_text())
                 log.info(await fill(cursor, accounts))
                 return
-            except MySQLError as error:
-                if error.args[0] not in OTHER_SEEDER:
-                    raise
-                await cursor.execute("ROLLBACK")
+        except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: MySQL's login without TLS
             if time.monotonic() > deadline:
-                raise SystemExit(f"Another seeder has been at work for {settings.seed_wait:g} s.")
+                where, wait = f"{settings.db_host}:{settings.db_port}", f"{settings.seed_wait:g} s"
+                raise SystemExit(f"The database at {where} could not be seeded within {wait}: {error!r}.") from None
+            if trouble != repr(error):
+                trouble = repr(error)
+                log.info("cannot seed yet: %s", trouble)
+        await asyncio.sleep(0.5)
 
 
 def main() -> None:
@@ -128,10 +114,7 @@ def main() -> None:
     settings = Settings.read(os.environ)
     start_log()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # process 1 has no default for it
-    try:
-        asyncio.run(seed(settings))
-    except (MySQLError, OSError) as error:
-        raise SystemExit(f"The database failed: {error}. Run the seeder again: it fills in all or none.") from None
+    asyncio.run(seed(settings))
 
 
 if __name__ == "__main__":
