@@ -40,9 +40,9 @@ def load(file: str) -> Iterator[Account]:
     try:
         with Path(file).open(encoding="utf-8-sig", newline="") as lines:
             rows = csv.DictReader(lines, strict=True)
-            header = ",".join(rows.fieldnames or ())
-            if sorted(header.split(",")) != sorted(COLUMNS):
-                raise SystemExit(f"{file}, line 1: the header must be {','.join(COLUMNS)}, not {header!r}.")
+            header = rows.fieldnames or ()
+            if sorted(header) != sorted(COLUMNS):
+                raise SystemExit(f"{file}, line 1: the header must be {','.join(COLUMNS)}, not {','.join(header)!r}.")
             for row in rows:
                 for column in COLUMNS:
                     if not 0 < len(row[column] or "") <= MAX_LENGTH:
@@ -52,7 +52,7 @@ def load(file: str) -> Iterator[Account]:
                     raise SystemExit(f"{file}, line {rows.line_num}: there are more values than columns.")
                 yield tuple(row[column] for column in COLUMNS)
     except csv.Error as error:
-        raise SystemExit(f"{file}, line {rows.line_num}: {error}.") from None
+        raise SystemExit(f"{file}, line {rows.reader.line_num}: {error}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SystemExit(f"SEED_FILE {file} cannot be read: {error}.") from None
 
@@ -67,20 +67,26 @@ def inserts(cursor: Cursor, accounts: Iterator[Account]) -> Iterator[tuple[int, 
         yield last, cursor.mogrify(statement, values)
 
 
-async def fill(cursor: Cursor, accounts: Iterator[Account]) -> str:
-    """Insert all accounts in one transaction, unless the table has rows; return what was done."""
-    await cursor.execute("SELECT EXISTS (SELECT 1 FROM accounts)")
-    if await cursor.fetchone() == (1,):
-        return "accounts has rows already: nothing to do"
-    coming, last = inserts(cursor, accounts), 0
-    insert = next(coming, None)
-    while insert:
-        last, statement = insert  # while the database works on it, a thread prepares the next one
-        _, insert = await asyncio.gather(cursor.execute(statement), asyncio.to_thread(next, coming, None))
-        if last % (100 * BATCH) == 0:
-            log.info("inserted %d accounts so far", last)
-    await cursor.execute("COMMIT")
-    return f"inserted {last} accounts"
+async def fill(cursor: Cursor, accounts: Iterator[Account], wait: float) -> str:
+    """Create the table and insert all accounts in one transaction, unless it has rows; return what was done.
+
+    Raise TimeoutError if the database does not work on for `wait` seconds.
+    """
+    async with asyncio.timeout(wait) as limit:  # the driver's own would wait 30 s more, for the end of TLS
+        await cursor.execute(SCHEMA.read_text())
+        await cursor.execute("SELECT EXISTS (SELECT 1 FROM accounts)")
+        if await cursor.fetchone() == (1,):
+            return "accounts has rows already: nothing to do"
+        coming, last = inserts(cursor, accounts), 0
+        insert = next(coming, None)
+        while insert:
+            last, statement = insert  # while the database works on it, a thread prepares the next one
+            _, insert = await asyncio.gather(cursor.execute(statement), asyncio.to_thread(next, coming, None))
+            limit.reschedule(asyncio.get_running_loop().time() + wait)
+            if last % (100 * BATCH) == 0:
+                log.info("inserted %d accounts so far", last)
+        await cursor.execute("COMMIT")
+        return f"inserted {last} accounts"
 
 
 async def seed(settings: Settings) -> None:
@@ -89,15 +95,14 @@ async def seed(settings: Settings) -> None:
     The ids begin with 1, so the primary key lets only one of two seeders commit. The other tries again, and finds rows.
     """
     deadline, trouble = time.monotonic() + settings.seed_wait, ""
+    lock_wait = f"SET innodb_lock_wait_timeout = {int(settings.seed_wait / 2) or 1}"
     while True:
         accounts = load(settings.seed_file) if settings.seed_file else generate(settings.seed_accounts)
         try:
             async with asyncio.timeout(settings.db_timeout):
-                connection = await asyncmy.connect(read_timeout=settings.seed_wait, **settings.connection())
+                connection = await asyncmy.connect(init_command=lock_wait, **settings.connection())
             async with connection, connection.cursor() as cursor:
-                await cursor.execute("SET innodb_lock_wait_timeout = %s", (int(settings.seed_wait / 2) or 1,))
-                await cursor.execute(SCHEMA.read_text())
-                log.info(await fill(cursor, accounts))
+                log.info(await fill(cursor, accounts, settings.seed_wait))
                 return
         except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: MySQL's login without TLS
             if time.monotonic() > deadline:

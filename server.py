@@ -120,6 +120,13 @@ def render_html(page: Page, health: str, button: str) -> bytes:
     return render("Accounts", health, button=button, message=message, caption=caption, rows=rows, links=anchors)
 
 
+@lru_cache(maxsize=8)  # a thousand clients may get it at the same moment
+def render_failure(sentence: str, health: str, button: str) -> bytes:
+    """Return the page that is shown if the accounts cannot be read."""
+    message = f"{sentence} <code>docker compose logs db app</code> tells more."
+    return render("No accounts", health, button=button, message=message)
+
+
 @lru_cache(maxsize=64)
 def render_json(page: Page, health: str, failed_probes: int) -> bytes:
     """Return a page for programs."""
@@ -213,9 +220,7 @@ async def show_accounts(request: web.Request) -> web.Response:
         sentence = f"{PUBLIC.get(error.kind, 'The accounts cannot be read.')} Try again in a few seconds."
         if as_json:
             return answer(json.dumps({"error": sentence}).encode(), JSON_HEADERS | RETRY_AFTER, 503)
-        advice = f"{sentence} <code>docker compose logs db app</code> tells more."
-        body = render("No accounts", unhealthy or "healthy", button=button, message=advice)
-        return answer(body, HTML_HEADERS | RETRY_AFTER, 503)
+        return answer(render_failure(sentence, unhealthy or "healthy", button), HTML_HEADERS | RETRY_AFTER, 503)
     if as_json:
         return answer(render_json(page, unhealthy or "healthy", failed_probes), JSON_HEADERS)
     return answer(render_html(page, unhealthy or "healthy", button), HTML_HEADERS)
@@ -327,13 +332,15 @@ async def keep_house(runner: web.AppRunner) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # 1,024 and many more in Docker Engine 29
     limit = max(soft, min(hard, 8192))
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    while True:
+    while server := runner.server:
         sys.stdout.flush()
         AccessLog.moment = now()
-        connections = runner.server.connections if runner.server else []
-        for connection in connections[: -min(limit, 8192) // 2]:  # descriptors must be left for the probes
-            connection.close()
+        oldest = server.connections[: -min(limit, 8192) // 2]  # descriptors must be left for the probes
+        for connection in oldest:
+            connection.close()  # as soon as its request is answered
         await asyncio.sleep(0.25)
+        for connection in oldest:
+            connection.force_close()  # an idle one is still open
 
 
 async def serve(settings: Settings) -> None:

@@ -1,46 +1,42 @@
-"""What the tests share: a private database, the accounts in it, and a client of the server."""
+"""What the tests share: a private database, the accounts in it, a client of the server, and the server as a process."""
 
-import asyncio
 import os
+import re
 import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager
-from http.client import HTTPConnection
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import asyncmy
 import pytest
 from aiohttp.test_utils import TestClient
-from asyncmy.connection import Connection
 from pytest_aiohttp import AiohttpClient
 
 import seed
 from server import make_app
 from settings import Settings
-from tests.database import Database, private_database
+from tests.database import DatabaseServer, Rows, private_database
 from tests.helpers import ROOT, free_port, get, until
 
+pytest_plugins = ["tests.skipped"]
 Client = TestClient[Any, Any]
 MakeClient = Callable[..., Awaitable[Client]]
-Root = Callable[[], AbstractAsyncContextManager[Connection]]
-Rows = tuple[tuple[Any, ...], ...]
-Sql = Callable[..., Awaitable[Rows]]
-T = TypeVar("T")
+Report = Callable[[str], None]
+Sql = Callable[..., Rows]
+StartServer = Callable[..., "ServerProcess"]
 
 
-class Server:
-    """A server.py that runs, with its log in a file."""
+class ServerProcess:
+    """A server.py that runs, with its log in a file, and its number of descriptors limited by ulimit."""
 
-    def __init__(self, settings: dict[str, str], log: Path) -> None:
-        self.port = free_port()
+    def __init__(self, settings: dict[str, str], log: Path, descriptors: str) -> None:
+        self.port = int(settings.get("PORT") or free_port())
         self.log = log
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, ROOT / "server.py"],
-                env=os.environ | settings | {"HOST": "127.0.0.1", "PORT": str(self.port)},
+                ["sh", "-c", f'ulimit {descriptors}; exec "$@"', "sh", sys.executable, ROOT / "server.py"],
+                env=os.environ | {"HOST": "127.0.0.1", "PORT": str(self.port)} | settings,
                 stdout=file,
                 stderr=file,
             )
@@ -48,62 +44,61 @@ class Server:
 
     def wait_for(self, text: str) -> None:
         """Wait until the log has a text."""
-        deadline = time.monotonic() + 10
-        while text not in self.log.read_text():
-            assert time.monotonic() < deadline, f"no {text!r} in {self.log.read_text()}"
-            time.sleep(0.05)
+        until(lambda: text in self.log.read_text(), f"in the log: {text}", 10)
 
-    def get(self, path: str, timeout: float = 10) -> tuple[int, str]:
-        """Return the status and the text of an answer."""
-        client = HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        try:
-            client.request("GET", path)
-            response = client.getresponse()
-            return response.status, response.read().decode()
-        finally:
-            client.close()
+    def get(self, path: str = "/", timeout: float = 10, **headers: str) -> tuple[int, str]:
+        """Return status and text of an answer, status 0 if there is none."""
+        return get(self.port, path, timeout, **headers)
 
     def lines(self) -> list[str]:
         """Return the lines of the log without their times."""
-        return [line.split(" UTC ", 1)[1] for line in self.log.read_text().splitlines()]
+        return [line.partition(" UTC ")[2] or line for line in self.log.read_text().splitlines()]
+
+    def memory(self, which: str = "VmRSS") -> int:
+        """Return the resident memory in KiB, the peak as VmHWM."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(rf"{which}:\s+(\d+)", status)[1])  # type: ignore[index]
+
+    def stop(self) -> None:
+        """End it, however it is."""
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def report(capsys: pytest.CaptureFixture[str]) -> Report:
+    """Give a function that prints a line although pytest captures what tests print."""
+
+    def show(line: str) -> None:
+        with capsys.disabled():
+            print(f"\n{line}", end="", flush=True)
+
+    return show
 
 
 @pytest.fixture(scope="session")
-def shared_database() -> Iterator[Database]:
+def shared_database() -> Iterator[DatabaseServer]:
     with private_database() as database:
         yield database
 
 
 @pytest.fixture
-def root(shared_database: Database) -> Root:
-    """Give a function that logs in to the database as root."""
-    arguments = DatabaseSettings.read(shared_database.env("root")).connection()
-    return lambda: asyncmy.connect(autocommit=True, **arguments)
-
-
-@pytest.fixture
-def sql(root: Root) -> Sql:
+def sql(shared_database: DatabaseServer) -> Sql:
     """Give a function that executes a statement as root and returns its rows."""
-
-    async def execute(statement: str, *parameters: object) -> Rows:
-        async with root() as connection, connection.cursor() as cursor:
-            await cursor.execute(statement, parameters)
-            return tuple(await cursor.fetchall())
-
-    return execute
+    return shared_database.sql
 
 
 @pytest.fixture
-async def empty_database(shared_database: Database, sql: Sql) -> Database:
+def empty_database(shared_database: DatabaseServer, sql: Sql) -> DatabaseServer:
     """Give a database without the table."""
-    await sql("DROP TABLE IF EXISTS cct.accounts")
+    sql("DROP TABLE IF EXISTS cct.accounts")
     return shared_database
 
 
 @pytest.fixture
-async def database(empty_database: Database) -> Database:
+async def database(empty_database: DatabaseServer) -> DatabaseServer:
     """Give a database with 120 accounts, two full pages and a part of a third."""
-    await seed.seed(seed.SeedSettings.read(empty_database.env("seeder") | {"SEED_ACCOUNTS": "120"}))
+    await seed.seed(Settings.read(empty_database.env("seeder") | {"SEED_ACCOUNTS": "120"}))
     return empty_database
 
 
@@ -112,22 +107,32 @@ def make_client(aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch) 
     """Give a function that starts the server with settings, its flag up, and returns a client of it."""
 
     async def make(settings: dict[str, str]) -> Client:
-        for name, value in (("healthy", True), ("health", "healthy"), ("failed_probes", 0), ("stopping", False)):
+        for name, value in (("unhealthy", ""), ("failed_probes", 0), ("stopping", False)):
             monkeypatch.setattr(f"server.{name}", value)
-        client: Client = await aiohttp_client(make_app(Settings.read(settings)))
+        client: Client = await aiohttp_client(await make_app(Settings.read(settings)))
         return client
 
     return make
 
 
 @pytest.fixture
-async def client(make_client: MakeClient, database: Database) -> Client:
+async def client(make_client: MakeClient, database: DatabaseServer) -> Client:
     return await make_client(database.env("app"))
 
 
 @pytest.fixture
-def server(database: Database, tmp_path: Path) -> Iterator[Server]:
-    server = Server(database.env("app"), tmp_path / "log")
-    yield server
-    server.process.kill()
-    server.process.wait()
+def start_server(database: DatabaseServer, tmp_path: Path) -> Iterator[StartServer]:
+    """Give a function that starts server.py, as few descriptors as the engine gives it, and ends it after the test."""
+    with ExitStack() as servers:
+
+        def start(descriptors: str = "-S -n 1024", **settings: str) -> ServerProcess:
+            server = ServerProcess(database.env("app") | settings, tmp_path / "log", descriptors)
+            servers.callback(server.stop)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def server(start_server: StartServer) -> ServerProcess:
+    return start_server()

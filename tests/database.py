@@ -1,5 +1,6 @@
 """A private database server, MySQL or MariaDB, for the tests, the bench and `make local`."""
 
+import asyncio
 import os
 import re
 import secrets
@@ -10,14 +11,22 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
+import asyncmy
+from asyncmy.connection import Connection
+
+from settings import Settings
 from tests.helpers import ROOT, free_port
+
+Rows = tuple[tuple[Any, ...], ...]
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """Run a command and return its output; SystemExit with that where it fails."""
+    """Run a command and return its output; exit with that if it fails."""
     done = subprocess.run(command, cwd=cwd, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         raise SystemExit(f"{command[0]} failed: {done.stdout}")
@@ -25,14 +34,14 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 def server_program() -> str:
-    """Return the path of a database server; SystemExit with a sentence where there is none."""
-    for name in ("mysqld", "mariadbd"):
+    """Return the path of a database server, DATABASE_SERVER first; exit with a message if there is none."""
+    for name in (os.environ.get("DATABASE_SERVER") or "mysqld", "mysqld", "mariadbd"):
         if program := shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"):
             return program
     raise SystemExit("There is no mysqld and no mariadbd: install a MySQL or MariaDB server.")
 
 
-class Database:
+class DatabaseServer:
     """A MySQL or MariaDB server on 127.0.0.1, with its data, users and certificate in a directory of its own."""
 
     def __init__(self, directory: Path) -> None:
@@ -69,14 +78,15 @@ class Database:
         run(*command, *names, cwd=self.directory)
 
     def start(self, *options: str) -> None:
-        """Start the server and wait until it takes connections; SystemExit with its log where it does not."""
+        """Start the server and wait until it takes connections; exit with its log if it ends instead."""
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
                     *(self.program, "--no-defaults", *self.options, f"--port={self.port}", "--bind-address=127.0.0.1"),
                     *(f"--socket={self.directory}/socket", f"--pid-file={self.directory}/pid", "--skip-name-resolve"),
                     *("--ssl-cert=../cert.pem", "--ssl-key=../key.pem", f"--init-file={self.directory}/users.sql"),
-                    *(f"--secure-file-priv={self.directory}", *options),  # MySQL's own folder for that may be missing
+                    f"--secure-file-priv={self.directory}",  # MySQL's own folder for that may be missing
+                    *("--loose-mysqlx=OFF", *options),  # it would listen on a port that is the same for all
                 ],
                 stdout=log,
                 stderr=log,
@@ -88,7 +98,7 @@ class Database:
             time.sleep(0.05)
 
     def answers(self) -> bool:
-        """Tell whether the server greets who connects."""
+        """Return whether the server greets a client."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
                 return bool(connection.recv(1))
@@ -96,23 +106,53 @@ class Database:
             return False
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """Stop the server, where it runs, and wait for its end."""
+        """Stop the server if it runs, and wait for its end."""
         if self.process:
             self.process.send_signal(how)
             self.process.wait()
             self.process = None
 
     def env(self, user: str) -> dict[str, str]:
-        """Return the settings with which a program reaches it as a user."""
+        """Return the settings of a program that logs in as a user."""
         password = self.passwords[user]
         return {"DB_HOST": "127.0.0.1", "DB_PORT": str(self.port), "DB_USER": user, "DB_PASSWORD": password}
 
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Give a context in which the server is stopped in its tracks: it takes connections, and never answers."""
+        assert self.process
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    def connect(self, user: str = "root") -> AbstractAsyncContextManager[Connection]:
+        """Return a connection of a user."""
+        arguments = Settings.read(self.env(user)).connection()
+        connection: AbstractAsyncContextManager[Connection] = asyncmy.connect(autocommit=True, **arguments)
+        return connection
+
+    def sql(self, statement: str, *parameters: object, user: str = "root") -> Rows:
+        """Execute a statement as a user and return its rows, in a thread: an event loop may be running."""
+
+        async def execute() -> Rows:
+            async with self.connect(user) as connection, connection.cursor() as cursor:
+                try:
+                    await cursor.execute(statement, parameters)
+                    return tuple(await cursor.fetchall())
+                finally:
+                    await connection.ensure_closed()  # before the loop ends, after an error, too
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, execute()).result()
+
 
 @contextmanager
-def private_database() -> Iterator[Database]:
+def private_database() -> Iterator[DatabaseServer]:
     """Give a database server that runs, and leave nothing of it behind."""
     with tempfile.TemporaryDirectory(prefix="cct-") as directory:
-        database = Database(Path(directory))
+        database = DatabaseServer(Path(directory))
         try:
             database.start()
             yield database

@@ -31,7 +31,7 @@ def require_engine() -> None:
     except (AssertionError, OSError) as error:
         if os.environ.get("REQUIRE_DOCKER") == "1":
             pytest.fail(f"REQUIRE_DOCKER=1, but there is no Docker engine: {error}")
-        pytest.skip("needs a Docker engine with Compose")
+        pytest.skip("needs Docker Engine 25 or newer with Compose, and a user who may use it, as in the group docker")
 
 
 def has_engine(container: str) -> bool:
@@ -44,9 +44,10 @@ def has_engine(container: str) -> bool:
 class Stack:
     """A copy of the project in a folder of its own, with a project name and a port of its own."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, source: Path = ROOT, **settings: str) -> None:
+        require_engine()
         ignored = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "node_modules")
-        shutil.copytree(ROOT, folder, ignore=ignored)
+        shutil.copytree(source, folder, ignore=ignored)
         self.folder = folder
         self.name = f"cct-test-{free_port()}"
         self.port = free_port()
@@ -77,6 +78,10 @@ class Stack:
         """Return the health that the engine sees."""
         return str(self.inspect(service)["State"]["Health"]["Status"])
 
+    def started(self, service: str = "app") -> str:
+        """Return when a service's container last started."""
+        return str(self.inspect(service)["State"]["StartedAt"])
+
     def exec(self, service: str, *command: str) -> str:
         """Run a command in a service's container."""
         return docker("exec", self.container(service), *command, env=self.env)
@@ -89,7 +94,7 @@ class Stack:
 
     def get(self, path: str = "/", **headers: str) -> tuple[int, str]:
         """Return status and text of an answer of the app."""
-        return get(self.port, path, **headers)
+        return get(self.port, path, 10, **headers)
 
     def page(self) -> Any:
         """Return the account page for programs."""
@@ -99,9 +104,9 @@ class Stack:
 
 
 @contextmanager
-def running_stack(folder: Path, **settings: str) -> Iterator[Stack]:
+def running_stack(folder: Path, source: Path = ROOT, **settings: str) -> Iterator[Stack]:
     """Give a stack that is up, and leave nothing of it behind."""
-    stack = Stack(folder, **settings)
+    stack = Stack(folder, source, **settings)
     try:
         stack.up()
         yield stack

@@ -3,7 +3,7 @@
 import socket
 import time
 from collections.abc import Callable
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ def get(port: int, path: str = "/", timeout: float = 10, **headers: str) -> tupl
         client.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
         response = client.getresponse()
         return response.status, response.read().decode()
-    except OSError as error:  # also http.client.RemoteDisconnected
+    except (OSError, HTTPException) as error:
         return 0, f"no answer: {error}"
     finally:
         client.close()

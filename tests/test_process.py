@@ -3,20 +3,26 @@
 import asyncio
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from tests.conftest import Root, Server, Sql, until
-from tests.local import ROOT, Database
+from tests.conftest import ServerProcess, StartServer
+from tests.database import DatabaseServer
+from tests.helpers import ROOT, until
 
 
-def test_log_tells_the_story(server: Server) -> None:
+def run(program: str, settings: dict[str, str]) -> tuple[int, str, str]:
+    """Run a program that ends by itself; return its exit code, output and errors."""
+    command = [sys.executable, ROOT / program]
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, check=False, text=True, timeout=20)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_log_tells_the_story(server: ServerProcess) -> None:
     assert server.get("/health")[0] == 200
     assert server.get("/ready")[0] == 200
-    assert server.get("/")[0] == 200
+    assert server.get()[0] == 200
     assert server.get("/?after=%1b[31mx")[0] == 400
     assert server.get("/make-unhealthy")[0] == 200
     assert server.get("/health")[0] == 503
@@ -36,12 +42,12 @@ def test_log_tells_the_story(server: Server) -> None:
     assert story[0].endswith(" starts")
 
 
-async def test_sigterm_lets_the_request_in_flight_finish(server: Server, root: Root, sql: Sql) -> None:
-    async with root() as connection, connection.cursor() as cursor:
+async def test_sigterm_lets_the_request_in_flight_finish(server: ServerProcess, database: DatabaseServer) -> None:
+    async with database.connect() as connection, connection.cursor() as cursor:
         await cursor.execute("LOCK TABLES cct.accounts WRITE")
-        request = asyncio.create_task(asyncio.to_thread(server.get, "/"))
+        request = asyncio.create_task(asyncio.to_thread(server.get))
         waiting = "SELECT 1 FROM information_schema.processlist WHERE user = 'app' AND state LIKE 'Waiting%%'"
-        await until(lambda: sql(waiting))
+        await asyncio.to_thread(until, lambda: database.sql(waiting), "in flight")
         server.process.terminate()
         await asyncio.to_thread(server.wait_for, "stopping")
         server.process.terminate()
@@ -55,42 +61,36 @@ async def test_sigterm_lets_the_request_in_flight_finish(server: Server, root: R
     assert server.lines()[-1] == "stopped"
 
 
-def test_drain_refuses_readiness_but_serves(database: Database, tmp_path: Path) -> None:
-    server = Server(database.env("app") | {"DRAIN": "2"}, tmp_path / "log")
+def test_drain_refuses_readiness_but_serves(start_server: StartServer) -> None:
+    server = start_server(DRAIN="2")
     assert server.get("/ready")[0] == 200
     began = time.monotonic()
     server.process.terminate()
     server.wait_for("stopping")
     assert server.get("/ready") == (503, "stopping\n")
     assert server.get("/health")[0] == 200
-    assert server.get("/")[0] == 200
+    assert server.get()[0] == 200
     assert server.process.wait(10) == 0
     assert time.monotonic() - began >= 2
 
 
-def test_taken_port_is_named(database: Database) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        port = listener.getsockname()[1]
-        done = run_server(database.env("app") | {"HOST": "127.0.0.1", "PORT": str(port)})
-    assert done.returncode == 1
-    assert re.fullmatch(rf"Cannot listen on 127\.0\.0\.1:{port}: Address already in use.*\.\n", done.stderr)
+def test_probe_tells_the_health_and_counts_where_curl_does_not(server: ServerProcess) -> None:
+    assert run("probe.py", {"PORT": str(server.port)}) == (0, "healthy\n", "")
+    _, unhealthy = server.get("/make-unhealthy")
+    assert server.get("/health", user_agent="curl/8.5.0") == (503, unhealthy)
+    assert run("probe.py", {"PORT": str(server.port)}) == (1, unhealthy, "")
+    assert '"failed_probes": 1,' in server.get(accept="application/json")[1]
+    server.stop()
+    code, output, errors = run("probe.py", {"PORT": str(server.port)})
+    assert (code, output, errors[:11]) == (1, "", "no answer: ")
+
+
+def test_taken_port_is_named(server: ServerProcess, database: DatabaseServer) -> None:
+    code, _, errors = run("server.py", database.env("app") | {"HOST": "127.0.0.1", "PORT": str(server.port)})
+    assert code == 1
+    assert re.fullmatch(rf"Cannot listen on 127\.0\.0\.1:{server.port}: Address already in use.*\.\n", errors)
 
 
 def test_bad_setting_stops_the_start_with_one_line() -> None:
-    done = run_server({"DB_USER": "app", "DB_PASSWORD": "x", "PORT": "http"})
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "PORT must be a whole number from 1 to 65535, not 'http'.\n"
-
-
-def run_server(settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a server.py that is expected to end by itself."""
-    return subprocess.run(
-        [sys.executable, ROOT / "server.py"],
-        env=os.environ | settings,
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=20,
-    )
+    sentence = "PORT must be a whole number from 1 to 65535, not 'http'.\n"
+    assert run("server.py", {"DB_USER": "app", "DB_PASSWORD": "x", "PORT": "http"}) == (1, "", sentence)

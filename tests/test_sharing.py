@@ -7,61 +7,69 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 import aiohttp
 import pytest
 
-from server import Database, render_html
-from tests.conftest import Client, Root, Rows, Server, Sql, until
+from database import POOL_SIZE, Database, Page, ReadError
+from server import render_html
+from settings import Settings
+from tests.conftest import Client, ServerProcess, Sql
+from tests.database import DatabaseServer, Rows
+from tests.helpers import until
 
+HTML, JSON = "text/html", "application/json"
 Requests = list[asyncio.Task[int]]
-Blocked = Callable[[int], AbstractAsyncContextManager[Requests]]
+Blocked = Callable[..., AbstractAsyncContextManager[Requests]]
 
 
-class Connection:
-    """A raw connection to the server."""
+class Visitor:
+    """A raw connection to the server, which asks for the page once."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
 
     async def health(self) -> None:
-        """Ask for the health and wait for the answer."""
-        self.writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        """Ask for the health and wait for the answer: the server has read what others sent before."""
+        self.writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await self.reader.readuntil(b"healthy\n")
 
-    async def page(self, sent: asyncio.Event) -> int:
-        """Ask for the page once, as no library does, and return the status; 0 without a whole answer."""
+    def ask(self, accept: str = HTML) -> asyncio.Task[int]:
+        """Send the request now; return a task whose result is the status, 0 without a whole answer."""
+        head = f"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
+        self.writer.write(head.encode())
+        return asyncio.create_task(self.status())
+
+    async def status(self) -> int:
         try:
-            self.writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            sent.set()
             answer = await self.reader.read()
-            return int(answer.split()[1]) if answer.endswith(b"</html>\n") else 0
+            return int(answer.split()[1]) if answer.endswith((b"</html>\n", b"}\n")) else 0
         finally:
             self.writer.close()
 
 
-async def connect(server: Server) -> Connection:
-    return Connection(*await asyncio.open_connection("127.0.0.1", server.port))
+async def connect(server: ServerProcess) -> Visitor:
+    return Visitor(*await asyncio.open_connection("127.0.0.1", server.port))
 
 
-async def status(server: Server) -> int:
-    return await (await connect(server)).page(asyncio.Event())
+async def status(server: ServerProcess) -> int:
+    return await (await connect(server)).ask()
 
 
 @pytest.fixture
-def blocked(server: Server, root: Root, sql: Sql) -> Blocked:
-    """Give a context in which one request's query runs, held up by a lock, and others wait for the next."""
+def blocked(server: ServerProcess, database: DatabaseServer, sql: Sql) -> Blocked:
+    """Give a context in which a lock holds up as many queries as there may be, and others wait for the next."""
 
     @asynccontextmanager
-    async def context(others: int) -> AsyncIterator[Requests]:
-        connections = [await connect(server) for _ in range(others + 2)]
-        for connection in connections:
-            await connection.health()  # the server has accepted it
-        messenger, first, *rest = connections
-        async with root() as database, database.cursor() as cursor:
+    async def context(*others: str) -> AsyncIterator[Requests]:
+        visitors = [await connect(server) for _ in range(POOL_SIZE + len(others) + 1)]
+        for visitor in visitors:
+            await visitor.health()  # the server has accepted it
+        messenger = visitors.pop()
+        async with database.connect() as connection, connection.cursor() as cursor:
             await cursor.execute("LOCK TABLES cct.accounts WRITE")
-            requests = [asyncio.create_task(first.page(asyncio.Event()))]
-            await until(lambda: running(sql))
-            events = [asyncio.Event() for _ in rest]
-            requests += [asyncio.create_task(one.page(sent)) for one, sent in zip(rest, events, strict=True)]
-            await asyncio.gather(*(sent.wait() for sent in events))
-            await messenger.health()  # and now it has read what was sent before this
+            requests: Requests = []
+            for count in range(1, POOL_SIZE + 1):
+                requests.append(visitors.pop().ask())
+                await asyncio.to_thread(until, lambda count=count: len(running(sql)) == count, "held up")
+            requests += [visitor.ask(accept) for visitor, accept in zip(visitors, others, strict=True)]
+            await messenger.health()
             yield requests
             await cursor.execute("UNLOCK TABLES")
         messenger.writer.close()
@@ -69,22 +77,20 @@ def blocked(server: Server, root: Root, sql: Sql) -> Blocked:
     return context
 
 
-async def running(sql: Sql) -> Rows:
-    return await sql("SELECT id FROM information_schema.processlist WHERE user = 'app' AND state LIKE 'Waiting%%'")
+def running(sql: Sql) -> set[int]:
+    """Return the connections whose queries the lock holds up."""
+    rows = sql("SELECT id FROM information_schema.processlist WHERE user = 'app' AND state LIKE 'Waiting%%'")
+    return {id for (id,) in rows}
 
 
-async def others_running(sql: Sql, connection: int) -> Rows:
-    return tuple(row for row in await running(sql) if row != (connection,))
-
-
-async def selects(sql: Sql) -> int:
-    ((_, count),) = await sql("SHOW GLOBAL STATUS LIKE 'Com_select'")
+def selects(sql: Sql) -> int:
+    ((_, count),) = sql("SHOW GLOBAL STATUS LIKE 'Com_select'")
     return int(count)
 
 
-async def test_page_is_never_older_than_its_request(server: Server, root: Root) -> None:
+async def test_page_is_never_older_than_its_request(server: ServerProcess, database: DatabaseServer) -> None:
     async def check(session: aiohttp.ClientSession, account: int) -> None:
-        async with root() as connection, connection.cursor() as cursor:
+        async with database.connect() as connection, connection.cursor() as cursor:
             for turn in range(200):
                 await cursor.execute("UPDATE cct.accounts SET name = %s WHERE id = %s", (str(turn), account))
                 async with session.get("/", headers={"Accept": "application/json"}) as response:
@@ -95,38 +101,55 @@ async def test_page_is_never_older_than_its_request(server: Server, root: Root) 
         await asyncio.gather(*(check(session, account) for account in range(1, 17)))
 
 
-async def test_hundred_requests_at_once_are_one_running_query_and_one_that_waits(blocked: Blocked, sql: Sql) -> None:
-    async with blocked(100) as requests:
-        before = await selects(sql)  # the running query is in it
-    assert await asyncio.gather(*requests) == [200] * 101
-    assert await selects(sql) == before + 1
+async def test_hundred_requests_at_once_for_people_and_programs_share_one_query(blocked: Blocked, sql: Sql) -> None:
+    async with blocked(*[HTML, JSON] * 50) as requests:
+        before = selects(sql)  # the running queries are in it
+    assert await asyncio.gather(*requests) == [200] * (POOL_SIZE + 100)
+    assert selects(sql) == before + 1
 
 
 async def test_client_that_hangs_up_takes_nobody_along(blocked: Blocked) -> None:
-    async with blocked(3) as (first, second, *rest):
+    async with blocked(HTML, HTML, HTML) as (first, _, third, *rest):
         first.cancel()
-        second.cancel()
-        await asyncio.wait([first, second])
+        third.cancel()
+        await asyncio.wait([first, third])
     assert await asyncio.gather(*rest) == [200, 200]
 
 
-async def test_failed_query_fails_those_who_waited_for_it_alone(blocked: Blocked, sql: Sql) -> None:
-    async with blocked(3) as (first, *rest):
-        ((connection,),) = await running(sql)
-        await sql(f"KILL {connection}")
-        assert await first == 503
-    assert await asyncio.gather(*rest) == [200] * 3
-
-
-async def test_failed_query_fails_all_who_waited_for_it(blocked: Blocked, server: Server, sql: Sql) -> None:
-    async with blocked(3) as requests:
-        ((first,),) = await running(sql)
-        await sql(f"KILL {first}")
-        ((second,),) = await until(lambda: others_running(sql, first))
-        await sql(f"KILL {second}")
+async def test_failed_query_fails_all_who_waited_for_it_and_nobody_else(blocked: Blocked, sql: Sql) -> None:
+    async with blocked(HTML, HTML, HTML) as (*begun, second, third, fourth):
+        held_up = running(sql)
+        sql(f"KILL {held_up.pop()}")  # its turn goes to the next
+        (next_,) = await asyncio.to_thread(until, lambda: running(sql) - held_up, "another query held up")
+        sql(f"KILL {next_}")
         async with asyncio.timeout(1):  # long before DB_TIMEOUT
-            assert await asyncio.gather(*requests) == [503] * 4
-    assert await status(server) == 200
+            assert {await second, await third, await fourth} == {503}
+    assert sorted(await asyncio.gather(*begun)) == [*[200] * (POOL_SIZE - 1), 503]
+
+
+@pytest.mark.parametrize("while_", ["it queries", "it connects", "it waits for its turn"])
+async def test_read_that_is_cancelled_at_any_point_leaves_nobody_waiting(database: DatabaseServer, while_: str) -> None:
+    program = Database(Settings.read(database.env("app")))
+    others = range(1, 2 * POOL_SIZE + 1) if while_ == "it waits for its turn" else range(0)
+    turns, cancelled = 0, True
+    while cancelled:
+        for _ in range(POOL_SIZE + 1):  # as often as would use up all turns, if one were lost each time
+            if while_ == "it connects":
+                await program.close()
+                program = Database(Settings.read(database.env("app")))
+            waiters = [asyncio.create_task(program.page(after)) for after in (*others, 0, 0, 0)]
+            await asyncio.sleep(0)
+            read = program.waiting[0]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            cancelled = read.cancel()
+            async with asyncio.timeout(1):
+                pages = await asyncio.gather(*waiters, return_exceptions=True)
+                assert {type(page) for page in pages[len(others) :]} <= {ReadError, Page}
+                assert {type(page) for page in (*pages[: len(others)], await program.page(0))} == {Page}
+        turns += 1
+    assert turns > 3
+    await program.close()
 
 
 async def test_equal_accounts_are_rendered_once(client: Client, sql: Sql) -> None:
@@ -134,7 +157,7 @@ async def test_equal_accounts_are_rendered_once(client: Client, sql: Sql) -> Non
     for _ in range(3):
         await client.get("/")
     assert render_html.cache_info().misses == 1
-    await sql("UPDATE cct.accounts SET name = 'Changed' WHERE id = 1")
+    sql("UPDATE cct.accounts SET name = 'Changed' WHERE id = 1")
     assert "Changed" in await (await client.get("/")).text()
     assert render_html.cache_info().misses == 2
 
@@ -154,7 +177,7 @@ async def test_page_is_a_range_on_the_primary_key(client: Client, monkeypatch: p
     assert all({"range", "PRIMARY"} <= part for part in plan)
 
 
-async def test_log_has_a_line_for_each_answer_when_stopped_under_load(server: Server) -> None:
+async def test_log_has_a_line_for_each_answer_when_stopped_under_load(server: ServerProcess) -> None:
     async def count() -> int:
         answers = 0
         with suppress(OSError):

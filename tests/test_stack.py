@@ -1,20 +1,34 @@
 """The stack of docker-compose.yml in a real engine, as a user meets it."""
 
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.docker import Stack, docker, require_engine, running_stack, until
+from tests.conftest import Report
+from tests.docker import Stack, docker, running_stack
+from tests.helpers import ROOT, free_port, until
 
-SERVICES = ("db", "seeder", "app", "autoheal")
+POWER = {"db": 0xCB, "seeder": 0, "app": 0, "autoheal": 0}  # CHOWN, DAC_OVERRIDE, FOWNER, SETGID, SETUID for db
+SERVICES = tuple(POWER)
+OUTSIDE = """
+ip netns add $0
+ip link add $0 up type veth peer name eth0 netns $0
+ip address add 198.51.100.1/30 dev $0
+ip -n $0 address add 198.51.100.2/30 dev eth0
+ip -n $0 link set eth0 up
+"""
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    require_engine()
     with running_stack(tmp_path_factory.mktemp("stack") / "cct") as stack:
         yield stack
 
@@ -29,7 +43,7 @@ def test_page_answers_as_soon_as_up_returns(stack: Stack) -> None:
 def test_only_the_page_is_published(stack: Stack) -> None:
     published = {service: stack.inspect(service)["HostConfig"]["PortBindings"] for service in SERVICES}
     assert {service for service, ports in published.items() if ports} == {"app"}
-    assert list(published["app"]) == ["80/tcp"]
+    assert published["app"] == {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(stack.port)}]}
 
 
 def test_database_is_on_no_network_but_its_own(stack: Stack) -> None:
@@ -47,25 +61,34 @@ def test_database_is_out_of_reach_from_elsewhere(stack: Stack) -> None:
     stack.exec("app", "python", "-c", attempt)  # the same attempt from where it is allowed
 
 
-def test_heal(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
-    before, identity = stack.page(), stack.inspect("app")
-    status, told = stack.get("/make-unhealthy")
-    assert status == 200
-    unhealthy = until(lambda: stack.health() == "unhealthy", "unhealthy")
+def test_heal(stack: Stack, report: Report) -> None:
+    before, started, began = stack.page(), stack.started(), time.monotonic()
+    _, told = stack.get("/make-unhealthy")
+    until(lambda: stack.health() == "unhealthy", "unhealthy")
+    times = [time.monotonic() - began]
     log = stack.inspect("app")["State"]["Health"]["Log"]
     assert [probe["Output"] for probe in log if probe["ExitCode"]][-3:] == [told] * 3
-    restarted = unhealthy + until(
-        lambda: stack.inspect("app")["State"]["StartedAt"] != identity["State"]["StartedAt"], "restarted"
-    )
-    healthy = restarted + until(lambda: stack.health() == "healthy", "healthy")
+    until(lambda: stack.started() != started, "restarted")
+    times.append(time.monotonic() - began)
+    until(lambda: stack.health() == "healthy", "healthy")
+    times.append(time.monotonic() - began)
     after = stack.page()
     assert after["started"] != before["started"]
     assert after["container"] == before["container"]
     assert after["accounts"] == before["accounts"]
     assert f"/{stack.container('app')} (" in stack.compose("logs", "autoheal")
     assert stack.inspect("app")["State"]["ExitCode"] == 0
-    with capsys.disabled():
-        print(f"\nunhealthy after {unhealthy:.1f} s, restarted after {restarted:.1f} s, healthy after {healthy:.1f} s")
+    report("unhealthy after {:.1f} s, restarted after {:.1f} s, healthy after {:.1f} s".format(*times))
+
+
+def test_broken_right_after_its_start_it_heals_as_fast(stack: Stack, report: Report) -> None:
+    stack.compose("up", "-d", "--force-recreate", "--no-deps", "app")
+    until(lambda: stack.get("/make-unhealthy")[0] == 200, "broken")
+    broken, started = time.monotonic(), stack.started()
+    until(lambda: stack.started() != started and stack.health() == "healthy", "healed")
+    took = time.monotonic() - broken
+    report(f"broken right after its start, healthy after {took:.1f} s")
+    assert took < 5 + 15 + 3  # the start period, three probes, the restart
 
 
 def test_probe_says_why_nothing_answers(stack: Stack) -> None:
@@ -112,26 +135,22 @@ def test_no_password_stands_where_others_read(stack: Stack) -> None:
 
 
 def test_each_service_reads_its_own_password_alone(stack: Stack) -> None:
-    mounts = {
-        service: {mount["Destination"] for mount in stack.inspect(service)["Mounts"]} for service in ("seeder", "app")
-    }
-    assert mounts == {"seeder": {"/run/secrets/seeder"}, "app": {"/run/secrets/app"}}
+    for service in ("seeder", "app"):
+        assert [mount["Destination"] for mount in stack.inspect(service)["Mounts"]] == [f"/run/secrets/{service}"]
     assert stack.exec("app", "find", "/run/secrets", "-type", "f").split() == ["/run/secrets/app/password"]
 
 
-def test_app_runs_without_privileges(stack: Stack) -> None:
-    status = stack.exec("app", "cat", "/proc/1/status")
-    assert re.search(r"^Uid:\t10001\t10001\t10001\t10001$", status, re.MULTILINE)
-    assert re.search(r"^CapBnd:\t0+$", status, re.MULTILINE)
-    assert re.search(r"^NoNewPrivs:\t1$", status, re.MULTILINE)
-    with pytest.raises(AssertionError, match="Read-only file system"):
-        stack.exec("app", "touch", "/tmp/x")
-    for service in ("app", "seeder"):
-        host = stack.inspect(service)["HostConfig"]
-        assert host["ReadonlyRootfs"]
-        assert host["CapDrop"] == ["ALL"]
-        assert host["Memory"] > 0
-        assert host["PidsLimit"] > 0
+@pytest.mark.parametrize("service", SERVICES)
+def test_service_has_no_more_power_than_it_needs(stack: Stack, service: str) -> None:
+    look = ("--entrypoint", "sh", service, "-c", "cat /proc/1/status; touch /x 2>&1 || true")
+    told = stack.compose("run", "--rm", "--no-deps", *look)
+    assert re.search(rf"^CapBnd:\t{POWER[service]:016x}$", told, re.MULTILINE)
+    assert re.search(r"^NoNewPrivs:\t1$", told, re.MULTILINE)
+    assert "Read-only file system" in told
+    assert ("Uid:\t10001\t10001\t10001\t10001" in told) == (service in ("seeder", "app"))
+    host = stack.inspect(service)["HostConfig"]
+    assert 0 not in (host["Memory"], host["PidsLimit"])
+    assert host["LogConfig"]["Type"] == "local"
 
 
 def test_rows_travel_encrypted(stack: Stack) -> None:
@@ -140,24 +159,18 @@ def test_rows_travel_encrypted(stack: Stack) -> None:
     assert stack.sql(threads) == "SSL/TLS\n"
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
+def test_root_of_the_database_has_no_login_over_the_network_and_the_app_can_only_select(stack: Stack) -> None:
+    assert stack.sql("SELECT host FROM mysql.user WHERE user = 'root'") == "localhost\n"
+    assert stack.sql("SELECT COUNT(*) FROM accounts", "app")
+    for statement in (
         "INSERT INTO accounts (name, email) VALUES ('x', 'x')",
         "DELETE FROM accounts",
         "DROP TABLE accounts",
         "SELECT * FROM mysql.user",
         "SELECT 1 INTO OUTFILE '/tmp/x'",
-    ],
-)
-def test_user_of_the_app_can_only_select(stack: Stack, statement: str) -> None:
-    assert stack.sql("SELECT COUNT(*) FROM accounts", "app")
-    with pytest.raises(AssertionError, match="denied"):
-        stack.sql(statement, "app")
-
-
-def test_root_of_the_database_has_no_login_over_the_network(stack: Stack) -> None:
-    assert stack.sql("SELECT host FROM mysql.user WHERE user = 'root'") == "localhost\n"
+    ):
+        with pytest.raises(AssertionError, match="denied"):
+            stack.sql(statement, "app")
 
 
 def test_rotated_passwords_are_used_without_a_restart(stack: Stack) -> None:
@@ -165,33 +178,153 @@ def test_rotated_passwords_are_used_without_a_restart(stack: Stack) -> None:
     login = "MYSQL_PWD=$(cat /run/secrets/$user/password) command mysql -h 127.0.0.1 -u $user -e 'SELECT 1' cct"
     each_step = f'mysql() {{ command mysql "$@" && {login}; }}; export -f mysql'  # the file's password is good after it
     stack.exec("db", "bash", "-c", f"{each_step}; bash /docker-entrypoint-initdb.d/users.sh rotate")
-    assert stack.exec("app", "cat", "/run/secrets/app/password") != old
     with pytest.raises(AssertionError, match="Access denied"):
         stack.exec("db", "mysql", "-h127.0.0.1", "-uapp", f"-p{old.strip()}", "cct")
     for connection in stack.sql("SELECT id FROM information_schema.processlist WHERE user = 'app'").split():
         stack.sql(f"KILL {connection}")
     assert stack.get("/ready") == (200, "ready\n")
-    assert stack.page()["started"] == started
     stack.up()  # the seeder logs in with its new one
     assert stack.page()["started"] == started
 
 
 def test_proxy_takes_the_socket_from_the_healer(stack: Stack) -> None:
-    files = ("-f", "docker-compose.yml", "-f", "docker-compose.proxy.yml")
+    files = ("-f", "docker-compose.yml", "-f", "deploy/docker-compose.proxy.yml")
+    stack.env["DOCKER_SOCKET"] = "/run/user/1000/docker.sock"
+    alone = json.loads(stack.compose("config", "--format", "json"))["services"]["autoheal"]
     services = json.loads(stack.compose(*files, "config", "--format", "json"))["services"]
+    del stack.env["DOCKER_SOCKET"]
     healer, proxy = services["autoheal"], services["docker-proxy"]
-    sockets = {
-        name: [volume["source"] for volume in services[name]["volumes"]] for name in ("autoheal", "docker-proxy")
-    }
-    assert sockets == {"autoheal": ["filtered"], "docker-proxy": ["/var/run/docker.sock", "filtered"]}
+    sources = [[volume["source"] for volume in service["volumes"]] for service in (alone, healer, proxy)]
+    assert sources == [["/run/user/1000/docker.sock"], ["filtered"], ["/run/user/1000/docker.sock", "filtered"]]
     assert f"-proxysocketendpoint={healer['environment']['DOCKER_SOCK']}" in proxy["command"]
     assert {healer["network_mode"], proxy["network_mode"]} == {"none"}
 
 
+def test_volume_of_an_older_schema_is_named_and_repaired(stack: Stack) -> None:
+    stack.sql("ALTER TABLE accounts DROP COLUMN email")  # as if schema.sql had gained it since
+    stack.up()
+    told = "missing column: Unknown column 'email' in 'field list'\n"
+    assert stack.get("/ready") == (503, f"not ready: {told}")
+    assert f"accounts cannot be read: {told}" in stack.compose("logs", "app")
+    stack.sql("ALTER TABLE accounts ADD COLUMN email VARCHAR(254) NOT NULL DEFAULT ''")
+    assert len(stack.page()["accounts"]) == 50
+
+
+def test_watch_shows_an_edited_page(stack: Stack, report: Report) -> None:
+    page, watch = stack.folder / "page/page.html", ["docker", "compose", "watch", "--no-up"]
+    with subprocess.Popen(watch, cwd=stack.folder, env=stack.env, stdout=subprocess.PIPE, text=True) as watching:
+        try:
+            assert "Watch enabled" in next(iter(watching.stdout or ()))
+            edited = time.monotonic()
+            page.write_text(page.read_text().replace("<h1>", "<h1>Edited "))
+            until(lambda: "<h1>Edited " in stack.get()[1], "shown")
+            report(f"an edited page is shown after {time.monotonic() - edited:.1f} s")
+        finally:
+            watching.terminate()
+
+
+@pytest.fixture
+def outside() -> Iterator[list[str]]:
+    """Give what starts Python on a host outside: a network namespace beside this one, with no way but between them."""
+    name, sudo = f"cct-{free_port()}", ["env", "sudo", "-n"] if os.geteuid() else []
+    made = subprocess.run([*sudo, "sh", "-ec", OUTSIDE, name], check=False, capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"needs root, or sudo without a password, and the package iproute2: {made.stderr}")
+    yield [*sudo, "ip", "netns", "exec", name, sys.executable, "-c"]
+    subprocess.run([*sudo, "ip", "netns", "delete", name], check=True)
+
+
+def test_opened_it_serves_the_network_and_cannot_reach_it(stack: Stack, outside: list[str]) -> None:
+    ask = f"import urllib.request as r; print(r.urlopen('http://198.51.100.1:{stack.port}/ready', timeout=5).read())"
+    refused = subprocess.run([*outside, ask], check=False, capture_output=True, text=True)
+    assert "Connection refused" in refused.stderr  # published on 127.0.0.1
+    stack.env["APP_ADDRESS"] = "0.0.0.0"
+    stack.up()
+    assert subprocess.run([*outside, ask], check=True, capture_output=True, text=True).stdout == "b'ready\\n'\n"
+
+    listen = "import socket as s; l = s.create_server(('', 80)); print(flush=True); l.settimeout(9); l.accept()"
+    attempt = "import socket; socket.create_connection(('198.51.100.2', 80), 3)"
+    with subprocess.Popen([*outside, listen], stdout=subprocess.PIPE) as listener:
+        next(iter(listener.stdout or ()))
+        with pytest.raises(AssertionError, match="timed out"):
+            stack.exec("app", "python", "-c", attempt)
+        with pytest.raises(AssertionError, match="Temporary failure in name resolution"):  # nobody was asked
+            stack.exec("app", "python", "-c", "import socket; socket.getaddrinfo('example.com', 80)")
+        socket.create_connection(("198.51.100.2", 80), 3).close()  # the same attempt from where it is allowed
+
+
+def test_second_copy_lives_beside_the_first(stack: Stack, tmp_path: Path) -> None:
+    git = ("git", "-c", "user.name=x", "-c", "user.email=x")
+    for command in ("init -q .", "add .", "commit -qm x", f"clone -q -c core.autocrlf=true . {tmp_path}/clone"):
+        subprocess.run([*git, *command.split()], cwd=stack.folder, check=True)  # the clone is made as on Windows
+    with running_stack(tmp_path / "cct", tmp_path / "clone") as second:
+        second.sql("UPDATE accounts SET name = 'second' WHERE id = 1")
+        assert [copy.page()["accounts"][0]["name"] == "second" for copy in (stack, second)] == [False, True]
+        assert stack.inspect("app")["Config"]["Image"] != second.inspect("app")["Config"]["Image"]
+        stack.compose("stop", "autoheal")
+        stack.get("/make-unhealthy")
+        until(lambda: stack.health() == "unhealthy", "unhealthy")
+        started = second.started()
+        second.get("/make-unhealthy")
+        until(lambda: second.started() != started, "healed by its own healer")
+        assert stack.health() == "unhealthy"  # which the other's healer leaves alone
+        stack.compose("start", "autoheal")
+        until(lambda: stack.health() == "healthy", "healed")
+    assert len(stack.page()["accounts"]) == 50
+
+
+def test_database_elsewhere(stack: Stack, tmp_path: Path) -> None:
+    host = docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}").strip()
+    port, name = str(free_port()), f"{stack.name}-elsewhere"
+    mounts = [f"--volume={stack.folder}/users.sh:/docker-entrypoint-initdb.d/users.sh:ro"]
+    for user in ("root", "seeder", "app"):
+        file = tmp_path / user
+        file.write_text(f"password of {user}")
+        mounts.append(f"--volume={file}:/run/secrets/{user}/password:ro")
+    settings = {"COMPOSE_FILE": "docker-compose.yml:deploy/docker-compose.external.yml", "PASSWORDS": str(tmp_path)}
+    with pytest.raises(AssertionError, match="DB_HOST is missing a value: must name the host of the database"):
+        docker("compose", "config", env=stack.env | settings)
+    environment = ("-e", "MYSQL_DATABASE=cct", "-e", "MYSQL_ROOT_PASSWORD_FILE=/run/secrets/root/password")
+    server = ("mysql:9.7", "mysqld", f"--bind-address={host}", f"--port={port}", "--mysqlx=0")
+    try:
+        docker("run", "--detach", "--name", name, "--network=host", *environment, *mounts, *server)
+        with running_stack(tmp_path / "cct", ROOT, DB_HOST=host, DB_PORT=port, **settings) as second:
+            assert len(second.page()["accounts"]) == 50
+            assert second.compose("ps", "-a", "--services").split() == ["app", "autoheal", "seeder"]
+    finally:
+        docker("rm", "-f", "-v", name)
+
+
+def test_backup_is_restored(stack: Stack) -> None:
+    backup, restore = re.findall(r"(?m)^docker compose exec .*backup\.sql$", (ROOT / "README.md").read_text())
+    stack.sql("TRUNCATE accounts")
+    stack.env["SEED_ACCOUNTS"] = "10000"
+    stack.up()
+    rows = stack.sql("CHECKSUM TABLE accounts")
+    subprocess.run(["sh", "-c", backup], cwd=stack.folder, env=stack.env, check=True)
+    stack.compose("down", "-v")
+    stack.env["SEED_ACCOUNTS"] = "0"
+    stack.up()
+    for lost in ("SELECT COUNT(*) FROM accounts", "DELETE FROM accounts WHERE id > 5000", "DROP TABLE accounts"):
+        stack.sql(lost)
+        assert stack.sql("CHECKSUM TABLE accounts") != rows
+        subprocess.run(["sh", "-c", restore], cwd=stack.folder, env=stack.env, check=True)
+        assert stack.sql("CHECKSUM TABLE accounts") == rows
+    assert len(stack.page()["accounts"]) == 50
+
+
+def test_emptied_password_volume_is_named(stack: Stack) -> None:
+    stack.compose("down")
+    docker("volume", "rm", f"{stack.name}_app-password")
+    stack.compose("up", "-d", "db")
+    sentence = "The volume app-password is empty, but the data has that user's old password: bring the volume back"
+    until(lambda: sentence in stack.compose("logs", "db"), "told")
+    until(lambda: stack.inspect("db")["RestartCount"] > 0, "refused")
+
+
 def test_down_with_v_deletes_everything(stack: Stack) -> None:
     stack.down()
-    for kind in ("container", "volume", "network"):
-        arguments = ["-a"] if kind == "container" else []
-        assert docker(kind, "ls", *arguments, "-q", "--filter", f"label=com.docker.compose.project={stack.name}") == ""
+    for kind in ("container ls -a", "volume ls", "network ls"):
+        assert docker(*kind.split(), "-q", "--filter", f"label=com.docker.compose.project={stack.name}") == ""
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", stack.port), 1)

@@ -1,0 +1,216 @@
+"""docs/kubernetes.md on the cluster that kubectl reaches: `make cluster`, never a part of `make test`.
+
+The tests tell one story, in their order, and run each command of the documentation. The load comes from a pod of
+another namespace whose clients never try again: each answer but a page is a failure.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.conftest import Report
+from tests.helpers import ROOT, free_port, get, until
+
+pytestmark = pytest.mark.skipif(os.environ.get("CLUSTER") != "1", reason="needs a Kubernetes cluster: make cluster")
+
+DOCS = (ROOT / "docs" / "kubernetes.md").read_text()
+INSTALL, *OTHERS = [
+    block.replace("\\\n", "") for block in re.findall(r"^```sh\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
+]
+FORWARD, *MOVES, REMOVE = "".join(OTHERS).splitlines()  # in the order of the documentation
+[APPLY] = [line for line in INSTALL.splitlines() if "kubectl apply" in line]
+[CHECKSUM] = [move for move in MOVES if "CHECKSUM" in move]
+[STATUS] = [move for move in MOVES if "rollout status" in move]
+[UNDO] = [move for move in MOVES if "rollout undo" in move]
+IMAGE = f"{os.environ.get('REGISTRY', '')}cct-app:{os.environ.get('TAG', 'latest')}"
+KUBECTL = "kubectl --namespace cct"
+CLIENT = "kubectl --namespace default exec --stdin cct-client --"
+APP = f"{KUBECTL} exec --stdin deployment/app --"
+GET = """
+import http.client, sys
+client = http.client.HTTPConnection(sys.argv[1], timeout=10)
+client.request("GET", sys.argv[2])
+print(client.getresponse().read().decode())
+"""
+CONNECT = """
+import socket, sys
+with socket.socket() as client:
+    client.settimeout(3)
+    print(client.connect_ex((sys.argv[1], int(sys.argv[2]))))
+"""
+
+
+def sh(command: str, stdin: str = "") -> str:
+    """Run a command line and return its output; AssertionError with its errors if it fails."""
+    bash = ["bash", "-e", "-o", "pipefail", "-c", command]
+    done = subprocess.run(bash, cwd=ROOT, input=stdin, check=False, capture_output=True, text=True, timeout=660)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def page() -> str:
+    """Return what the client gets from the Service."""
+    return sh(f"{CLIENT} python - app.cct /", GET)
+
+
+def reaches(place: str, address: str) -> bool:
+    """Return whether a pod can connect to an address and port."""
+    return sh(f"{place} python - {address}", CONNECT) == "0\n"
+
+
+def settled() -> dict[str, int]:
+    """Return the pods of the app with their restarts, once there are as many as there should be, and all are ready."""
+    replicas = int(sh(f"{KUBECTL} get deployment app --output jsonpath='{{.spec.replicas}}'"))
+    pods = json.loads(sh(f"{KUBECTL} get pods --selector app.kubernetes.io/name=app --output json"))["items"]
+    states = [(pod["metadata"]["name"], state) for pod in pods for state in pod["status"].get("containerStatuses", [])]
+    ready = {name: state["restartCount"] for name, state in states if state["ready"]}
+    return ready if len(ready) == len(pods) == replicas else {}
+
+
+@contextmanager
+def load(report: Report, event: str) -> Iterator[None]:
+    """Keep the app busy during an event, and report its time and what failed; AssertionError if anything did."""
+    command = [*CLIENT.split(), "python", "-c", (ROOT / "tests" / "client.py").read_text(), "app.cct", "8", "0.05"]
+    with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "started\n"
+        began = time.monotonic()
+        yield
+        seconds = time.monotonic() - began
+        answers, failures = json.loads(process.communicate(timeout=60)[0])
+    failed = f"{sum(failures.values())} of {sum((answers | failures).values())} requests failed"
+    report(f"{event}: {seconds:.1f} s, {failed}")
+    assert not failures, f"{failed}: {failures}"
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[None]:
+    """Have a pod outside of the namespace; delete what the tests made."""
+    if sh("kubectl get namespace cct --ignore-not-found"):
+        pytest.exit("There is a namespace cct already. These tests would delete it.", returncode=1)
+    pod = f"cct-client --image={IMAGE} --image-pull-policy=IfNotPresent --command -- sleep 3600"
+    try:
+        sh(f"kubectl --namespace default run {pod}")
+        sh("kubectl --namespace default wait --for=condition=Ready --timeout=5m pod/cct-client")
+        yield
+    finally:
+        sh("kubectl --namespace default delete pod cct-client --now --ignore-not-found")
+        sh("kubectl delete namespace cct --ignore-not-found")
+
+
+def test_installation_ends_with_three_ready_pods_that_answer(client: None, report: Report) -> None:
+    began = time.monotonic()
+    sh(INSTALL)
+    assert len(settled()) == 3
+    assert "account50@example.com" in page()
+    report(f"installation: {time.monotonic() - began:.1f} s")
+
+
+def test_second_apply_changes_nothing() -> None:
+    changed = [line for line in sh(APPLY).splitlines() if not line.endswith(" unchanged")]
+    assert {line.partition("/")[0] for line in changed} <= {"statefulset.apps", "poddisruptionbudget.policy"}
+
+
+def test_plain_pod_is_refused_by_the_restricted_standard() -> None:
+    with pytest.raises(AssertionError, match="violates PodSecurity"):
+        sh(f"{KUBECTL} run plain --image={IMAGE}")
+
+
+def test_policies_hold() -> None:
+    address = "--output jsonpath='{.spec.clusterIP} {.spec.ports[0].port}'"
+    app, db = (sh(f"{KUBECTL} get service {name} {address}") for name in ("app", "db"))
+    api = sh(f"kubectl --namespace default get service kubernetes {address}")
+    assert reaches(CLIENT, app)
+    assert reaches(CLIENT, api)
+    assert reaches(APP, db)
+    forbidden = [reaches(CLIENT, db), reaches(APP, api)]
+    if all(forbidden):
+        pytest.skip("the network plugin of this cluster does not enforce NetworkPolicies")
+    assert forbidden == [False, False]
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        *MOVES,
+        f"{KUBECTL} scale deployment/app --replicas=3",
+        f"{KUBECTL} delete $({KUBECTL} get pods --output name | grep --max-count=1 /app-)",
+        f"{KUBECTL} set env deployment/app DRAIN=soon; if {STATUS}; then exit 1; fi; {UNDO}",
+    ],
+)
+def test_everyday_moves_fail_no_request(move: str, report: Report) -> None:
+    with load(report, move):
+        sh(f"{move.replace(' --watch', '')}; {STATUS}")
+        until(settled, "settled", 120)
+
+
+def evict(pod: str) -> bool:
+    """Return whether a pod could be evicted."""
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": "cct"}}
+    command = f"kubectl create --raw /api/v1/namespaces/cct/pods/{pod}/eviction -f - 2>&1 || true"
+    return "disruption budget" not in sh(command, json.dumps(eviction))
+
+
+def test_evictions_take_one_pod_at_a_time_and_fail_no_request(report: Report) -> None:
+    with load(report, "three evictions"):
+        assert sum(evict(pod) for pod in settled()) == 1
+        until(settled, "settled", 120)
+
+
+def test_forwarded_port_comes_back_after_a_heal(report: Report) -> None:
+    port = free_port()
+    loop = FORWARD.replace("5000:80", f"{port}:80")
+    process = subprocess.Popen(
+        ["bash", "-c", loop], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        until(lambda: get(port)[0] == 200, "forwarded")
+        assert get(port, "/make-unhealthy")[0] == 200
+        began = time.monotonic()
+        until(lambda: '"healthy": true' in get(port, accept="application/json")[1], "back", 120)
+        report(f"port-forward: back after {time.monotonic() - began:.1f} s")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_five_heals_of_one_pod_fail_no_request(report: Report) -> None:
+    pods = until(settled, "settled")
+    pod = min(pods, key=pods.__getitem__)  # the one that was not healed yet
+    with load(report, "five heals of one pod in a row"):
+        for restarts in range(1, 6):
+            began = time.monotonic()
+            sh(f"{KUBECTL} exec --stdin {pod} -- python - 127.0.0.1:8080 /make-unhealthy", GET)
+            until(lambda: settled().get(pod) == restarts, "healed", 180)  # noqa: B023
+            report(f"heal {restarts}: {time.monotonic() - began:.1f} s")
+
+
+@pytest.mark.parametrize("loss", ["exec db-0 -- sh -c 'kill -ABRT 1' || true", "delete pod db-0"])
+def test_lost_database_takes_no_pod_of_the_app_away(loss: str, report: Report) -> None:
+    before, rows, began = settled(), sh(CHECKSUM), time.monotonic()
+    with subprocess.Popen(["bash", "-c", f"{KUBECTL} {loss}"], stdout=subprocess.DEVNULL):
+        until(lambda: "The database does not answer." in page(), "lost")
+        assert settled() == before
+        until(lambda: "account50@example.com" in page(), "back", 120)
+        report(f"{loss}: pages again after {time.monotonic() - began:.1f} s")
+    sh(f"{KUBECTL} rollout status statefulset/db")
+    assert (settled(), sh(CHECKSUM)) == (before, rows)
+
+
+def test_load_sees_what_a_restart_without_drain_loses(report: Report) -> None:
+    sh(f"{KUBECTL} set env deployment/app DRAIN=0; {STATUS}")
+    until(settled, "settled")
+    with pytest.raises(AssertionError, match="requests failed"), load(report, "rolling restart with DRAIN=0"):
+        sh(f"{KUBECTL} rollout restart deployment/app; {STATUS}")
+
+
+def test_removal_leaves_nothing() -> None:
+    sh(REMOVE)
+    assert sh("kubectl get namespace cct --ignore-not-found") == ""

@@ -1,0 +1,100 @@
+"""README.md and docs/ are true: each command that can run here runs as it is printed, and says what is printed."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from settings import Settings
+from tests.conftest import Report
+from tests.docker import docker, require_engine
+from tests.helpers import ROOT
+
+README = ROOT / "README.md"
+DOCS = [README, *sorted(ROOT.glob("docs/*.md"))]
+PROJECTS = ("cct", "cct2")
+BLOCK = re.compile(r"^```(console|sh|sh example)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MAY_DIFFER = {
+    r"\d{4}-\d\d-\d\d[ T][\d:.]+( UTC|Z)|\d\d-\d\d-\d{4} [\d:]+": "<date>",
+    r"\b[0-9a-f]{12}\b": "<id>",
+    r"\b\d+\.\d+\.\d+\.\d+\b": "<address>",
+    r"\d+\.\d+ s\b": "<time>",
+    r"(?m)^\s+|[ \t]+$": "",
+}
+
+
+def run(script: str, folder: Path) -> str:
+    """Run commands of a document and return what they print; `watch` runs its command once."""
+    command = ["bash", "-c", f'set -euo pipefail; watch() {{ shift 2; sh -c "$*"; }}\n{script}']
+    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def comparable(output: str) -> str:
+    """Return an output without what differs from run to run."""
+    for pattern, name in MAY_DIFFER.items():
+        output = re.sub(pattern, name, output)
+    return output.strip()
+
+
+def require_free_names() -> None:
+    """Skip the test where its containers, volumes or ports would be somebody's; fail it where REQUIRE_DOCKER=1."""
+    try:
+        for port in (5000, 5001):
+            socket.create_server(("127.0.0.1", port)).close()
+        for project in PROJECTS:
+            assert not docker("compose", "--project-name", project, "ps", "--all", "--quiet")
+            assert not docker("volume", "ls", "--quiet", "--filter", f"name=^{project}_")
+    except (AssertionError, OSError):
+        refuse = pytest.fail if os.environ.get("REQUIRE_DOCKER") == "1" else pytest.skip
+        refuse("needs ports 5000 and 5001, and no containers or volumes of the projects cct and cct2")
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/tour.md"])
+def test_each_command_runs_and_says_what_is_printed(name: str, tmp_path: Path) -> None:
+    require_engine()
+    require_free_names()
+    clone = shutil.copytree(ROOT, tmp_path / "cct", ignore=shutil.ignore_patterns(".git", ".venv", "node_modules"))
+    try:
+        for kind, text in BLOCK.findall((ROOT / name).read_text()):
+            if kind == "sh":
+                run(text, clone)
+            elif kind == "console":
+                for command, printed in re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
+                    assert comparable(run(command, clone)) == comparable(printed), command
+    finally:
+        for project in PROJECTS:
+            docker("compose", "--project-name", project, "down", "-v", cwd=clone)
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.name)
+def test_each_command_is_valid_and_each_link_leads_somewhere(doc: Path, report: Report) -> None:
+    text = doc.read_text()
+    blocks = BLOCK.findall(text)
+    for kind, commands in blocks:
+        script = "\n".join(re.findall(r"(?m)^\$ (.+)", commands)) if kind == "console" else commands
+        subprocess.run(["bash", "-n"], input=script, check=True, text=True)
+    examples = sum(kind == "sh example" for kind, _ in blocks)
+    report(f"{doc.name}: {len(blocks)} blocks of commands, of which {examples} cannot be run where the tests run")
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    assert [link for link in links if not (doc.parent / link).exists()] == []
+
+
+def test_readme_is_short_and_names_each_setting_and_each_test_that_needs_an_engine() -> None:
+    text = README.read_text()
+    assert len(text.split()) <= 1400
+    settings = [field.name.upper() for field in fields(Settings)]
+    assert [name for name in settings if not re.search(rf"(?m)^\| `.*{name}`", text)] == []
+    need = {f.name for f in ROOT.glob("tests/test_*.py") if re.search("require_engine|running_stack", f.read_text())}
+    assert set(re.findall(r"`(test_\w+\.py)`", text)) == need
+
+
+def test_promises_name_tests_that_exist() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "promises.md").read_text())
+    assert [name for name in named if f"def {name[1]}(" not in (ROOT / "tests" / name[0]).read_text()] == []
