@@ -1,6 +1,7 @@
 """How the accounts are read: the query, and the pool that shares it among the requests that wait together."""
 
 import asyncio
+import gc
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
@@ -143,6 +144,7 @@ class Database:
         if self.trouble and (self.trouble != "busy" or not self.waiting):
             self.trouble = ""
             log.info("accounts can be read again")
+            gc.collect()  # lost connections are reference cycles
 
     async def close(self) -> None:
         """Close the connections, as far as they can be closed within a second."""

@@ -14,8 +14,14 @@ from tests.helpers import ROOT, until
 
 def run(program: str, settings: dict[str, str]) -> tuple[int, str, str]:
     """Run a program that ends by itself; return its exit code, output and errors."""
-    command = [sys.executable, ROOT / program]
-    done = subprocess.run(command, env=os.environ | settings, capture_output=True, check=False, text=True, timeout=20)
+    done = subprocess.run(
+        [sys.executable, ROOT / program],
+        env=os.environ | settings,
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=20,
+    )
     return done.returncode, done.stdout, done.stderr
 
 
