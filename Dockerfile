@@ -1,4 +1,4 @@
-# The packages, by the hashes of the lock: this layer is built again only when the lock changes.
+# The packages, checked against the hashes in requirements.txt; built again only when that file changes.
 FROM python:3.14-slim AS packages
 COPY requirements.txt .
 RUN pip install --no-cache-dir --require-hashes --only-binary :all: --target /packages -r requirements.txt
@@ -10,6 +10,7 @@ WORKDIR /cct
 FROM base AS seeder
 COPY --from=packages /packages/asyncmy /packages/asyncmy
 COPY settings.py seed.py schema.sql ./
+# Compile all that the program imports: a container cannot, and the image has the standard library as source only.
 RUN PYTHONDONTWRITEBYTECODE= python -c "import seed"
 USER 10001:10001
 CMD ["python", "-m", "seed"]
@@ -18,7 +19,6 @@ FROM base AS app
 COPY --from=packages /packages /packages
 COPY settings.py database.py server.py probe.py ./
 COPY page page
-# Compiles all that a start and a probe import, the standard library, too: its image has it as source alone.
 RUN PYTHONDONTWRITEBYTECODE= python -c "import http.client, server"
 USER 10001:10001
 EXPOSE 80

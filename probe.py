@@ -11,4 +11,4 @@ try:
     print(response.read().decode().strip())  # the engine keeps it in the health log
 except (OSError, HTTPException) as error:
     sys.exit(f"no answer: {error}")
-sys.exit(response.status != 200)
+sys.exit(0 if response.status == 200 else 1)

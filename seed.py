@@ -59,7 +59,7 @@ def load(file: str) -> Iterator[Account]:
 
 def inserts(cursor: Cursor, accounts: Iterator[Account]) -> Iterator[tuple[int, str]]:
     """Yield INSERT statements, each with the id of its last row; the first row has id 1."""
-    row, last = f"({', '.join(['%s'] * len(('id', *COLUMNS)))})", 0
+    row, last = f"({', '.join(['%s'] * (1 + len(COLUMNS)))})", 0
     while batch := list(itertools.islice(accounts, BATCH)):
         values = [value for id, account in enumerate(batch, last + 1) for value in (id, *account)]
         statement = f"INSERT INTO accounts (id, {', '.join(COLUMNS)}) VALUES {', '.join([row] * len(batch))}"
@@ -70,9 +70,9 @@ def inserts(cursor: Cursor, accounts: Iterator[Account]) -> Iterator[tuple[int, 
 async def fill(cursor: Cursor, accounts: Iterator[Account], wait: float) -> str:
     """Create the table and insert all accounts in one transaction, unless it has rows; return what was done.
 
-    Raise TimeoutError if the database does not work on for `wait` seconds.
+    Raise TimeoutError if there is no progress for `wait` seconds.
     """
-    async with asyncio.timeout(wait) as limit:  # the driver's own would wait 30 s more, for the end of TLS
+    async with asyncio.timeout(wait) as limit:  # asyncmy's own timeout waits up to 30 s more for TLS to end
         await cursor.execute(SCHEMA.read_text())
         await cursor.execute("SELECT EXISTS (SELECT 1 FROM accounts)")
         if await cursor.fetchone() == (1,):
@@ -100,7 +100,7 @@ async def seed(settings: Settings) -> None:
         accounts = load(settings.seed_file) if settings.seed_file else generate(settings.seed_accounts)
         try:
             async with asyncio.timeout(settings.db_timeout):
-                connection = await asyncmy.connect(init_command=lock_wait, **settings.connection())
+                connection = await asyncmy.connect(init_command=lock_wait, **settings.connect_arguments())
             async with connection, connection.cursor() as cursor:
                 log.info(await fill(cursor, accounts, settings.seed_wait))
                 return
@@ -118,7 +118,7 @@ def main() -> None:
     """Run the seeder; exit with a message if it fails."""
     settings = Settings.read(os.environ)
     start_log()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # process 1 has no default for it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # process 1 ignores it without a handler
     asyncio.run(seed(settings))
 
 

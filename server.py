@@ -1,8 +1,7 @@
 """The web server of cct: a page of accounts, and the health that the engine watches.
 
-A request passes `guard`, goes to one handler of the table in `make_app`, waits in `Database.page` if it wants
-accounts, and leaves as `answer`. It never goes back. In reading order: the health flag, the page, the handlers, the
-application.
+A request passes `guard` and one handler of the table in `make_app`. If it wants accounts, it waits in `Database.page`.
+`answer` makes every response. In reading order: the health flag, the page, the handlers, the application.
 """
 
 import asyncio
@@ -44,9 +43,9 @@ def now() -> str:
 
 # ---------------------------------------------------------------- the health flag
 
-unhealthy = ""  # why the server is unhealthy, empty while it is healthy; only a restart makes it healthy again
-failed_probes = 0  # health probes that have failed since
-stopping = False  # SIGTERM has come: not ready, but serving until the balancers know
+unhealthy = ""  # the flag: why it is lowered, empty while it is up; only a restart raises it
+failed_probes = 0  # probes that have failed since, for the page
+stopping = False  # SIGTERM has come: not ready, all else is still served
 
 CONTAINER = socket.gethostname()
 STARTED = now()
@@ -60,7 +59,7 @@ BUTTON = '<form method="post" action="/make-unhealthy"><button>Make unhealthy</b
 
 
 def make_template() -> Template:
-    """Return page.html with its other files inside, so that replicas of two versions never mix theirs."""
+    """Return page.html with style, script and icon inside: replicas of two versions never mix their files."""
     page = FILES.joinpath("page.html").read_text()
     for tag, content in (
         ('href="icon.svg"', f'href="data:image/svg+xml;base64,{b64encode(ICON.encode()).decode()}"'),
@@ -72,7 +71,7 @@ def make_template() -> Template:
 
 
 def digest(text: str) -> str:
-    """Return the source by which a Content-Security-Policy allows an inline style or program."""
+    """Return the hash by which a Content-Security-Policy allows an inline style or script."""
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
@@ -120,7 +119,7 @@ def render_html(page: Page, health: str, button: str) -> bytes:
     return render("Accounts", health, button=button, message=message, caption=caption, rows=rows, links=anchors)
 
 
-@lru_cache(maxsize=8)  # a thousand clients may get it at the same moment
+@lru_cache(maxsize=8)  # a thousand clients may get it at once
 def render_failure(sentence: str, health: str, button: str) -> bytes:
     """Return the page that is shown if the accounts cannot be read."""
     message = f"{sentence} <code>docker compose logs db app</code> tells more."
@@ -153,7 +152,7 @@ PROBES = ("cct-probe", "kube-probe/")  # how the User-Agent of probe.py and of t
 
 
 def answer(body: bytes, headers: Mapping[str, str], status: int = 200) -> web.Response:
-    """Return a response; while the server stops, it closes its connection."""
+    """Return a response; while the server is stopping, one that closes its connection."""
     response = web.Response(body=body, headers=headers, status=status)
     if stopping:
         response.force_close()  # the client's next request goes where the balancer points now
@@ -168,18 +167,20 @@ def text(sentence: str, status: int = 200, **headers: str) -> web.Response:
 def is_allowed(host: str, names: str) -> bool:
     """Return whether a Host header is an IP address, localhost or one of the names.
 
-    Against DNS rebinding: a foreign web page whose name points to this server would be one of its own.
+    This stops DNS rebinding: a foreign site could point its own name here, and browsers would let its scripts read us.
     """
-    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    name, _, port = host.rpartition(":")
+    name = name if port.isdigit() else host
     with suppress(ValueError):
-        return bool(ip_address(name.strip("[]")))
+        ip_address(name.strip("[]"))
+        return True
     return name.lower() in ("", "localhost", *names.lower().replace(",", " ").split())
 
 
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse what no handler should see."""
-    await asyncio.sleep(0)  # a client that sends requests without a pause must not have the loop for itself
+    await asyncio.sleep(0)  # let others run: a client that sends without a pause would keep the loop to itself
     names = request.app[SETTINGS].allowed_hosts
     if names != "*" and not is_allowed(request.headers.get("Host", ""), names):
         return text("The server is not known by this name: see ALLOWED_HOSTS.", 421)
@@ -219,7 +220,7 @@ async def show_accounts(request: web.Request) -> web.Response:
     except ReadError as error:
         sentence = f"{PUBLIC.get(error.kind, 'The accounts cannot be read.')} Try again in a few seconds."
         if as_json:
-            return answer(json.dumps({"error": sentence}).encode(), JSON_HEADERS | RETRY_AFTER, 503)
+            return answer(json.dumps({"error": sentence}).encode() + b"\n", JSON_HEADERS | RETRY_AFTER, 503)
         return answer(render_failure(sentence, unhealthy or "healthy", button), HTML_HEADERS | RETRY_AFTER, 503)
     if as_json:
         return answer(render_json(page, unhealthy or "healthy", failed_probes), JSON_HEADERS)
@@ -227,7 +228,7 @@ async def show_accounts(request: web.Request) -> web.Response:
 
 
 async def show_health(request: web.Request) -> web.Response:
-    """Liveness: the flag. It never asks the database: no restart of this process would repair that."""
+    """Liveness: the flag. The database is not asked: restarting this process would not repair it."""
     global failed_probes
     if not unhealthy:
         return text("healthy")
@@ -248,12 +249,12 @@ async def show_readiness(request: web.Request) -> web.Response:
 
 
 def is_foreign(request: web.Request) -> bool:
-    """Return whether the web page of another site made a browser send the request."""
+    """Return whether a browser sent the request on behalf of another site."""
     if site := request.headers.get("Sec-Fetch-Site"):
         return site not in ("same-origin", "none")
-    # Over plain http browsers send that to localhost alone.
-    page = request.headers.get("Origin") or request.headers.get("Referer")
-    return page is not None and page.split("/")[2:3] != [request.host]
+    # Over plain http, browsers send Sec-Fetch-Site only to localhost.
+    origin = request.headers.get("Origin") or request.headers.get("Referer")
+    return origin is not None and origin.split("/")[2:3] != [request.host]
 
 
 async def make_unhealthy(request: web.Request) -> web.Response:
@@ -275,8 +276,8 @@ async def make_unhealthy(request: web.Request) -> web.Response:
 # ---------------------------------------------------------------- the application
 
 
-async def make_app(settings: Settings) -> web.Application:
-    """Return the application. A request makes the first connection: the server starts without a database, too."""
+def make_app(settings: Settings) -> web.Application:
+    """Return the application. It connects at the first request, so the server starts without a database, too."""
     app = web.Application(middlewares=[guard])
     database = app[DATABASE] = Database(settings)
     app[SETTINGS] = settings
@@ -294,9 +295,10 @@ async def make_app(settings: Settings) -> web.Application:
 
 
 class AccessLog(AbstractAccessLogger):
-    """One line for each request but the successful probes, in the buffer of stdout.
+    """One line for each request except successful probes.
 
-    `keep_house` writes the buffer and tells the time: to do so for each line costs as much as to answer the request.
+    The lines stay in the buffer of stdout until `housekeeping` writes it and updates the time. To do both for each line
+    would cost a third of the rate.
     """
 
     moment = now()
@@ -309,38 +311,41 @@ class AccessLog(AbstractAccessLogger):
 
 
 def is_not_malformed_request(record: logging.LogRecord) -> bool:
-    """Return False for a malformed request, whose 400 is in the access log: aiohttp adds a traceback."""
+    """Return False for a malformed request: aiohttp logs a traceback, and the access log has its 400 already."""
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 def listeners(host: str, port: int) -> list[socket.socket]:
-    """Return a listening socket 16 times over; exit with a message if it cannot be had.
+    """Return a listening socket and 15 copies; exit with a message if the address cannot be used.
 
-    In a turn of its loop uvloop takes one connection from each. With a thousand clients a turn is long: with one
-    socket alone some of them, and the probes, would wait for seconds.
+    uvloop accepts one connection for each in a turn of its loop. With a thousand clients a turn is long: with one alone
+    some of them, and maybe a probe, wait for more than two seconds.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family, backlog=4096, dualstack_ipv6=host == "::")
+        listener = socket.create_server((host, port), family=family, dualstack_ipv6=host == "::")
     except OSError as error:
         raise SystemExit(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
     return [listener, *(listener.dup() for _ in range(15))]
 
 
-async def keep_house(runner: web.AppRunner) -> None:
-    """Four times a second write the access log, and close the oldest connections if there are too many."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # 1,024 and many more in Docker Engine 29
-    limit = max(soft, min(hard, 8192))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+def open_files() -> int:
+    """Return how many files may be open, 8,192 if the system allows that many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # in Docker Engine 29: soft 1,024, hard far more
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
+    return min(hard, 8192)
+
+
+async def housekeeping(runner: web.AppRunner, most: int) -> None:
+    """Four times a second write the access log, and close the oldest of more than `most` connections."""
     while server := runner.server:
         sys.stdout.flush()
         AccessLog.moment = now()
-        oldest = server.connections[: -min(limit, 8192) // 2]  # descriptors must be left for the probes
+        oldest = server.connections[:-most]
         for connection in oldest:
-            connection.close()  # as soon as its request is answered
+            connection.close()
+        await asyncio.gather(*(connection.shutdown(3.0) for connection in oldest))  # requests in flight are finished
         await asyncio.sleep(0.25)
-        for connection in oldest:
-            connection.force_close()  # an idle one is still open
 
 
 async def serve(settings: Settings) -> None:
@@ -350,7 +355,7 @@ async def serve(settings: Settings) -> None:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
     runner = web.AppRunner(
-        await make_app(settings),
+        make_app(settings),
         access_log_class=AccessLog,
         auto_decompress=False,  # a megabyte of zipped zeros would keep the loop busy for a second
         shutdown_timeout=3.0,  # spent twice at worst, and the healer kills after 10 s
@@ -359,7 +364,7 @@ async def serve(settings: Settings) -> None:
     for listener in listeners(settings.host, settings.port):
         await web.SockSite(runner, listener, backlog=4096).start()
     log.info("listening on %s:%d", settings.host, settings.port)
-    house = asyncio.create_task(keep_house(runner))
+    house = asyncio.create_task(housekeeping(runner, open_files() // 2))  # a probe needs a descriptor, too
     await stop.wait()
     stopping = True
     log.info("stopping")
@@ -373,7 +378,7 @@ def main() -> None:
     """Run the server; exit with a message if it cannot start."""
     settings = Settings.read(os.environ)
     start_log()
-    gc.set_threshold(10_000)  # a thousand requests at once are no garbage: a sixth more of them a second
+    gc.set_threshold(10_000)  # does not scan a thousand requests in flight: a sixth more of them a second
     logging.getLogger("aiohttp.server").addFilter(is_not_malformed_request)
     log.info("%s starts", CONTAINER)
     uvloop.run(serve(settings))

@@ -32,7 +32,10 @@ def parse(name: str, hint: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of both programs: PORT in the environment is `port` here. README.md says what each one means."""
+    """The settings of both programs: PORT in the environment is `port` here. README.md says what each one means.
+
+    A number has its type, its lowest and its highest value, a choice its options.
+    """
 
     host: str = "0.0.0.0"
     port: Annotated[int, 1, 65535] = 80
@@ -81,13 +84,15 @@ class Settings:
             return None
         if self.db_tls == "verify-identity":
             return ssl.create_default_context()
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # MySQL signs its own certificate: it cannot be verified
+        context = ssl.SSLContext(
+            ssl.PROTOCOL_TLS_CLIENT
+        )  # encrypts; MySQL's self-signed certificate cannot be verified
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         return context
 
-    def connection(self) -> dict[str, Any]:
-        """Return the arguments of asyncmy.connect."""
+    def connect_arguments(self) -> dict[str, Any]:
+        """Return the arguments of asyncmy.connect and asyncmy.Pool."""
         return {
             "host": self.db_host,
             "port": self.db_port,
@@ -102,4 +107,4 @@ def start_log() -> None:
     """Write log records to stdout, one line each."""
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(message)s", datefmt=TIME_FORMAT)
-    logging.getLogger("asyncmy").setLevel(logging.ERROR)  # it warns when the table exists already
+    logging.getLogger("asyncmy").setLevel(logging.ERROR)  # it warns if the table exists already

@@ -1,13 +1,13 @@
-# The database's users, with the passwords of /run/secrets/<user>/password. The first start of db runs this, as MySQL's
-# image does with what it finds in /docker-entrypoint-initdb.d; so does, with the word rotate, who wants new passwords.
+# Makes the users of the database, with the passwords of /run/secrets/<user>/password. MySQL's image runs it on the first
+# start. New passwords: docker compose exec db bash /docker-entrypoint-initdb.d/users.sh rotate
 set -e
 root() { MYSQL_PWD=$(cat /run/secrets/root/password) mysql --protocol=socket --user=root; }
 
 if [ "$1" = rotate ]; then
-  for user in app seeder; do # the old password is good until the new one stands in the file
+  for user in app seeder; do # the old password works until the file has the new one
     password=$(openssl rand -hex 24)
     root <<<"ALTER USER $user IDENTIFIED BY '$password' RETAIN CURRENT PASSWORD"
-    echo "$password" 1<>/run/secrets/$user/password # in place, as long as the old one: at no moment is the file empty
+    echo "$password" 1<>/run/secrets/$user/password # in place, of equal length: nobody reads an empty or half file
     root <<<"ALTER USER $user DISCARD OLD PASSWORD"
   done
   exit

@@ -50,7 +50,7 @@ async def make_queries(database: DatabaseServer, seconds: int) -> list[float]:
     """Make the server's query again and again; return the milliseconds of each."""
     times = []
     settings = Settings.read(os.environ | database.env("app"))
-    async with asyncmy.connect(autocommit=True, stmt_cache_size=8, **settings.connection()) as connection:
+    async with asyncmy.connect(autocommit=True, stmt_cache_size=8, **settings.connect_arguments()) as connection:
         end = time.perf_counter() + seconds
         while (began := time.perf_counter()) < end:
             async with connection.cursor() as cursor:

@@ -41,9 +41,9 @@ class WithoutSharing(Database):
 make_app = server.make_app
 
 
-async def make_app_without_guard(settings: Settings) -> web.Application:
+def make_app_without_guard(settings: Settings) -> web.Application:
     """Return the application without its middleware."""
-    app = await make_app(settings)
+    app = make_app(settings)
     app.middlewares.clear()
     return app
 

@@ -1,5 +1,5 @@
-// The page tells the heal step by step, from what the server answers. It remembers the steps across a reload, and asks
-// nothing while nobody looks.
+// The page shows the heal step by step, from what the server answers. It keeps the steps across a reload, and asks only
+// while the tab is visible.
 const form = document.querySelector("form"), button = document.querySelector("button")
 const list = document.querySelector("ol")
 const [container, started, health] = document.querySelectorAll("dd")
@@ -70,7 +70,7 @@ form?.addEventListener("submit", async (event) => {
   if (response.ok) begin("flag lowered")
 })
 document.addEventListener("visibilitychange", watch)
-addEventListener("beforeunload", () => leaving = true) // which ends a request, and says nothing of the server
+addEventListener("beforeunload", () => leaving = true) // leaving ends the request: that is no "no answer"
 if (heal) {
   heal.steps.forEach(show)
   watch()

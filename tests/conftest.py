@@ -109,7 +109,7 @@ def make_client(aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch) 
     async def make(settings: dict[str, str]) -> Client:
         for name, value in (("unhealthy", ""), ("failed_probes", 0), ("stopping", False)):
             monkeypatch.setattr(f"server.{name}", value)
-        client: Client = await aiohttp_client(await make_app(Settings.read(settings)))
+        client: Client = await aiohttp_client(make_app(Settings.read(settings)))
         return client
 
     return make

@@ -129,7 +129,7 @@ class DatabaseServer:
 
     def connect(self, user: str = "root") -> AbstractAsyncContextManager[Connection]:
         """Return a connection of a user."""
-        arguments = Settings.read(self.env(user)).connection()
+        arguments = Settings.read(self.env(user)).connect_arguments()
         connection: AbstractAsyncContextManager[Connection] = asyncmy.connect(autocommit=True, **arguments)
         return connection
 
