@@ -98,7 +98,7 @@ def test_heal(stack: Stack, report: Report) -> None:
     report("unhealthy after {:.1f} s, restarted after {:.1f} s, healthy after {:.1f} s".format(*times))
 
 
-def test_broken_right_after_its_start_it_heals_as_fast(stack: Stack, report: Report) -> None:
+def test_broken_right_after_its_start_it_is_healed(stack: Stack, report: Report) -> None:
     stack.compose("up", "-d", "--force-recreate", "--no-deps", "app")
     until(lambda: stack.get("/make-unhealthy")[0] == 200, "broken")
     broken, started = time.monotonic(), stack.started()
