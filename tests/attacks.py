@@ -62,23 +62,22 @@ async def open_connections(port: int) -> None:
         await asyncio.sleep(0.01)
 
 
-async def run(attack: Attack, port: int, clients: int) -> None:
+def run(attack: Attack, port: int, clients: int) -> None:
     async def client() -> None:
         while True:
             with suppress(OSError, asyncio.IncompleteReadError):
                 await attack(port)
 
-    await asyncio.gather(*(client() for _ in range(clients)))
+    async def main() -> None:
+        await asyncio.gather(*(client() for _ in range(clients)))
 
-
-def main(attack: Attack, port: int, clients: int) -> None:
-    asyncio.run(run(attack, port, clients))
+    asyncio.run(main())
 
 
 @contextmanager
 def attacked(port: int, attack: Attack, clients: int) -> Iterator[None]:
     """Give a context in which clients attack a port."""
-    process = multiprocessing.get_context("spawn").Process(target=main, args=(attack, port, clients))
+    process = multiprocessing.get_context("spawn").Process(target=run, args=(attack, port, clients))
     process.start()
     try:
         yield

@@ -1,7 +1,6 @@
 """What the tests share: a private database, the accounts in it, a client of the server, and the server as a process."""
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,14 +15,13 @@ from pytest_aiohttp import AiohttpClient
 import seed
 from server import make_app
 from settings import Settings
-from tests.database import DatabaseServer, Rows, private_database
+from tests.database import DatabaseServer, private_database
 from tests.helpers import ROOT, free_port, get, until
 
 pytest_plugins = ["tests.skipped"]
 Client = TestClient[Any, Any]
 MakeClient = Callable[..., Awaitable[Client]]
 Report = Callable[[str], None]
-Sql = Callable[..., Rows]
 StartServer = Callable[..., "ServerProcess"]
 
 
@@ -33,17 +31,13 @@ class ServerProcess:
     def __init__(self, settings: dict[str, str], log: Path, descriptors: str) -> None:
         self.port = int(settings.get("PORT") or free_port())
         self.log = log
+        command = ["sh", "-c", f'ulimit {descriptors}; exec "$@"', "sh", sys.executable, f"{ROOT}/server.py"]
+        env = os.environ | {"HOST": "127.0.0.1", "PORT": str(self.port)} | settings
         with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                ["sh", "-c", f'ulimit {descriptors}; exec "$@"', "sh", sys.executable, ROOT / "server.py"],
-                env=os.environ | {"HOST": "127.0.0.1", "PORT": str(self.port)} | settings,
-                stdout=file,
-                stderr=file,
-            )
+            self.process = subprocess.Popen(command, env=env, stdout=file, stderr=file)
         self.wait_for("listening on")
 
     def wait_for(self, text: str) -> None:
-        """Wait until the log has a text."""
         until(lambda: text in self.log.read_text(), f"in the log: {text}", 10)
 
     def get(self, path: str = "/", timeout: float = 10, **headers: str) -> tuple[int, str]:
@@ -56,11 +50,9 @@ class ServerProcess:
 
     def memory(self, which: str = "VmRSS") -> int:
         """Return the resident memory in KiB, the peak as VmHWM."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(rf"{which}:\s+(\d+)", status)[1])  # type: ignore[index]
+        return int(Path(f"/proc/{self.process.pid}/status").read_text().partition(f"{which}:")[2].split()[0])
 
     def stop(self) -> None:
-        """End it, however it is."""
         self.process.kill()
         self.process.wait()
 
@@ -83,15 +75,9 @@ def shared_database() -> Iterator[DatabaseServer]:
 
 
 @pytest.fixture
-def sql(shared_database: DatabaseServer) -> Sql:
-    """Give a function that executes a statement as root and returns its rows."""
-    return shared_database.sql
-
-
-@pytest.fixture
-def empty_database(shared_database: DatabaseServer, sql: Sql) -> DatabaseServer:
+def empty_database(shared_database: DatabaseServer) -> DatabaseServer:
     """Give a database without the table."""
-    sql("DROP TABLE IF EXISTS cct.accounts")
+    shared_database.sql("DROP TABLE IF EXISTS cct.accounts")
     return shared_database
 
 
@@ -109,8 +95,7 @@ def make_client(aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch) 
     async def make(settings: dict[str, str]) -> Client:
         for name, value in (("unhealthy", ""), ("failed_probes", 0), ("stopping", False)):
             monkeypatch.setattr(f"server.{name}", value)
-        client: Client = await aiohttp_client(make_app(Settings.read(settings)))
-        return client
+        return await aiohttp_client(make_app(Settings.read(settings)))
 
     return make
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -10,14 +9,14 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import asyncmy
-from asyncmy.connection import Connection
+from asyncmy.cursors import Cursor
 
 from settings import Settings
 from tests.helpers import ROOT, free_port
@@ -52,7 +51,8 @@ class DatabaseServer:
         self.program = server_program()
         self.process: subprocess.Popen[bytes] | None = None
         self.write_users()
-        self.write_certificate()
+        certificate = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout key.pem -out cert.pem -subj /CN=cct"
+        run(*certificate.split(), "-addext", "subjectAltName=IP:127.0.0.1", cwd=directory)
         if "MariaDB" in run(self.program, "--version", cwd=directory):
             run("mariadb-install-db", "--no-defaults", *self.options, cwd=directory)
         else:
@@ -61,9 +61,8 @@ class DatabaseServer:
     def write_users(self) -> None:
         """Write what the server runs when it starts: the statements of users.sh, and root over TCP for the tests."""
         statements = (ROOT / "users.sh").read_text().partition("<<SQL\n")[2].removesuffix("SQL\n")
-        statements = re.sub(
-            r"\$\(cat /run/secrets/(\w+)/password\)", lambda match: self.passwords[match[1]], statements
-        )
+        for user, password in self.passwords.items():
+            statements = statements.replace(f"$(cat /run/secrets/{user}/password)", password)
         assert "$" not in statements, "users.sh has more to fill in than passwords"
         (self.directory / "users.sql").write_text(
             f"CREATE DATABASE IF NOT EXISTS cct CHARACTER SET utf8mb4;\n{statements}"
@@ -71,44 +70,29 @@ class DatabaseServer:
             "GRANT ALL ON *.* TO root@'127.0.0.1' WITH GRANT OPTION;\n"
         )
 
-    def write_certificate(self) -> None:
-        """Write a self-signed certificate for 127.0.0.1."""
-        names = ("-subj", "/CN=cct", "-addext", "subjectAltName=IP:127.0.0.1")
-        command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout key.pem -out cert.pem".split()
-        run(*command, *names, cwd=self.directory)
-
     def start(self, *options: str) -> None:
-        """Start the server and wait until it takes connections; exit with its log if it ends instead."""
-        with (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    *(self.program, "--no-defaults", *self.options, f"--port={self.port}", "--bind-address=127.0.0.1"),
-                    *(f"--socket={self.directory}/socket", f"--pid-file={self.directory}/pid", "--skip-name-resolve"),
-                    *("--ssl-cert=../cert.pem", "--ssl-key=../key.pem", f"--init-file={self.directory}/users.sql"),
-                    f"--secure-file-priv={self.directory}",  # MySQL's own folder for that may be missing
-                    *("--loose-mysqlx=OFF", *options),  # it would listen on a port that is the same for all
-                ],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for the program that stops it
-            )
-        while not self.answers():
-            if self.process.poll() is not None:
-                raise SystemExit(f"{self.program} ended: {(self.directory / 'log').read_text()}")
+        """Start the server and wait until it greets a client; exit with its log if it ends instead."""
+        log = self.directory / "log"
+        command = [
+            *(self.program, "--no-defaults", *self.options, f"--port={self.port}", "--bind-address=127.0.0.1"),
+            *(f"--socket={self.directory}/socket", f"--pid-file={self.directory}/pid", "--skip-name-resolve"),
+            *("--ssl-cert=../cert.pem", "--ssl-key=../key.pem", f"--init-file={self.directory}/users.sql"),
+            f"--secure-file-priv={self.directory}",  # MySQL's own folder for that may be missing
+            *("--loose-mysqlx=OFF", *options),  # it would listen on a port that is the same for all
+        ]
+        with log.open("ab") as file:  # in a session of its own: Ctrl-C is for the program that stops it
+            self.process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+        while self.process.poll() is None:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as connection:
+                if connection.recv(1):
+                    return
             time.sleep(0.05)
+        raise SystemExit(f"{self.program} ended: {log.read_text()}")
 
-    def answers(self) -> bool:
-        """Return whether the server greets a client."""
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
-                return bool(connection.recv(1))
-        except OSError:
-            return False
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+    def stop(self) -> None:
         """Stop the server if it runs, and wait for its end."""
         if self.process:
-            self.process.send_signal(how)
+            self.process.terminate()
             self.process.wait()
             self.process = None
 
@@ -116,6 +100,11 @@ class DatabaseServer:
         """Return the settings of a program that logs in as a user."""
         password = self.passwords[user]
         return {"DB_HOST": "127.0.0.1", "DB_PORT": str(self.port), "DB_USER": user, "DB_PASSWORD": password}
+
+    def connections(self, user: str = "app", state: str = "%") -> set[int]:
+        """Return the ids of a user's connections that are in a state."""
+        select = "SELECT id FROM information_schema.processlist WHERE user = %s AND IFNULL(state, '') LIKE %s"
+        return {id for (id,) in self.sql(select, user, state)}
 
     @contextmanager
     def hanging(self) -> Iterator[None]:
@@ -127,22 +116,23 @@ class DatabaseServer:
         finally:
             self.process.send_signal(signal.SIGCONT)
 
-    def connect(self, user: str = "root") -> AbstractAsyncContextManager[Connection]:
-        """Return a connection of a user."""
+    @asynccontextmanager
+    async def cursor(self, user: str = "root") -> AsyncIterator[Cursor]:
+        """Give a cursor of a connection of a user."""
         arguments = Settings.read(self.env(user)).connect_arguments()
-        connection: AbstractAsyncContextManager[Connection] = asyncmy.connect(autocommit=True, **arguments)
-        return connection
+        async with asyncmy.connect(autocommit=True, **arguments) as connection, connection.cursor() as cursor:
+            try:
+                yield cursor
+            finally:
+                await connection.ensure_closed()  # before the loop ends, after an error, too
 
     def sql(self, statement: str, *parameters: object, user: str = "root") -> Rows:
         """Execute a statement as a user and return its rows, in a thread: an event loop may be running."""
 
         async def execute() -> Rows:
-            async with self.connect(user) as connection, connection.cursor() as cursor:
-                try:
-                    await cursor.execute(statement, parameters)
-                    return tuple(await cursor.fetchall())
-                finally:
-                    await connection.ensure_closed()  # before the loop ends, after an error, too
+            async with self.cursor(user) as cursor:
+                await cursor.execute(statement, parameters)
+                return tuple(await cursor.fetchall())
 
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, execute()).result()

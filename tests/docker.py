@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,20 @@ def require_engine() -> None:
         pytest.skip("needs Docker Engine 25 or newer with Compose, and a user who may use it, as in the group docker")
 
 
-def has_engine(container: str) -> bool:
-    """Return whether the engine in a container answers."""
-    with suppress(AssertionError):
-        return bool(docker("exec", container, "docker", "info"))
-    return False
+def start_engine(container: str, *options: str) -> None:
+    """Start an engine in a container, and wait until it answers."""
+    docker("run", "--detach", "--privileged", "--name", container, "--env", "DOCKER_TLS_CERTDIR=", *options)
+    docker("exec", container, "sh", "-c", "until docker info; do sleep 0.2; done")
+
+
+def start_mysql(container: str, passwords: Path, network: str, *options: str) -> None:
+    """Start a MySQL of no stack, with the users of users.sh, whose passwords are files in a folder."""
+    mounts = [f"--volume={ROOT}/users.sh:/docker-entrypoint-initdb.d/users.sh:ro"]
+    for user in ("root", "seeder", "app"):
+        (passwords / user).write_text(f"the password of {user}")
+        mounts.append(f"--volume={passwords / user}:/run/secrets/{user}/password:ro")
+    environment = ("-e", "MYSQL_DATABASE=cct", "-e", "MYSQL_ROOT_PASSWORD_FILE=/run/secrets/root/password")
+    docker("run", "--detach", "--name", container, network, *mounts, *environment, "mysql:9.7", *options)
 
 
 class Stack:
@@ -54,7 +63,6 @@ class Stack:
         self.env = os.environ | {"COMPOSE_PROJECT_NAME": self.name, "APP_PORT": str(self.port)} | settings
 
     def compose(self, *arguments: str) -> str:
-        """Run a docker compose command in the folder."""
         return docker("compose", *arguments, cwd=self.folder, env=self.env)
 
     def up(self) -> None:
@@ -67,23 +75,18 @@ class Stack:
         docker("image", "rm", "--force", f"{self.name}-app", f"{self.name}-seeder")
 
     def container(self, service: str) -> str:
-        """Return the name of a service's container."""
         return f"{self.name}-{service}-1"
 
     def inspect(self, service: str) -> Any:
-        """Return what the engine knows of a service's container."""
         return json.loads(docker("inspect", self.container(service), env=self.env))[0]
 
     def health(self, service: str = "app") -> str:
-        """Return the health that the engine sees."""
         return str(self.inspect(service)["State"]["Health"]["Status"])
 
     def started(self, service: str = "app") -> str:
-        """Return when a service's container last started."""
         return str(self.inspect(service)["State"]["StartedAt"])
 
     def exec(self, service: str, *command: str) -> str:
-        """Run a command in a service's container."""
         return docker("exec", self.container(service), *command, env=self.env)
 
     def sql(self, statement: str, user: str = "root", *options: str) -> str:
@@ -93,7 +96,6 @@ class Stack:
         return self.exec("db", "sh", "-c", " ".join([command, *options]))
 
     def get(self, path: str = "/", **headers: str) -> tuple[int, str]:
-        """Return status and text of an answer of the app."""
         return get(self.port, path, 10, **headers)
 
     def page(self) -> Any:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 from tests.database import private_database
 from tests.helpers import ROOT
@@ -28,23 +29,17 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def serve_and_heal(settings: dict[str, str]) -> None:
     """Run server.py; restart it when it ends, and after three failed probes 5 s apart."""
+    probe = [sys.executable, f"{ROOT}/probe.py"]
     while True:
         server = start("server.py", settings)
         try:
             failures = 0
             while failures < 3 and server.poll() is None:
                 time.sleep(5)
-                probe = subprocess.run(
-                    [sys.executable, ROOT / "probe.py"],
-                    env=os.environ | settings,
-                    check=False,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-                failures = failures + 1 if probe.returncode else 0
+                done = subprocess.run(probe, env=os.environ | settings, check=False, capture_output=True, text=True)
+                failures = failures + 1 if done.returncode else 0
                 if failures:
-                    print(f"probe {failures} failed: {probe.stdout.strip()}", flush=True)
+                    print(f"probe {failures} failed: {(done.stdout + done.stderr).strip()}", flush=True)
         finally:
             stop(server)
         print("restarting the server", flush=True)
@@ -58,15 +53,12 @@ def main() -> None:
         socket.create_server((address, port)).close()
     except OSError as error:
         raise SystemExit(f"Port {port} cannot be had: {error.strerror}. Try APP_PORT=5001 make local.") from None
-    try:
-        with private_database() as database:
-            if start("seed.py", database.env("seeder")).wait():
-                raise SystemExit("The seeder failed.")
-            print(f"http://localhost:{port} - Ctrl-C ends it", flush=True)
-            hosts = {"ALLOWED_HOSTS": os.environ.get("ALLOWED_HOSTS") or "localhost"}
-            serve_and_heal(database.env("app") | hosts | {"HOST": address, "PORT": str(port)})
-    except KeyboardInterrupt:
-        pass
+    with suppress(KeyboardInterrupt), private_database() as database:
+        if start("seed.py", database.env("seeder")).wait():
+            raise SystemExit("The seeder failed.")
+        print(f"http://localhost:{port} - Ctrl-C ends it", flush=True)
+        hosts = {"ALLOWED_HOSTS": os.environ.get("ALLOWED_HOSTS") or "localhost"}
+        serve_and_heal(database.env("app") | hosts | {"HOST": address, "PORT": str(port)})
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """Overload, bad input and two hundred faults: the server goes on serving, and keeps nothing of them."""
 
-import asyncio
 import random
 import re
 import resource
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -40,11 +39,7 @@ def events(server: ServerProcess) -> list[str]:
 
 @pytest.mark.parametrize(
     ("attack", "count"),
-    [
-        *((pipeline, count) for count in (1, 5, 20, 100)),
-        *((send_bomb, count) for count in (1, 5, 20)),
-        *((ask_for_random_pages, count) for count in (500, 1000)),
-    ],
+    [(pipeline, 1), (pipeline, 100), (send_bomb, 1), (send_bomb, 20), (ask_for_random_pages, 1000)],
 )
 def test_nobody_else_notices_an_attack(server: ServerProcess, report: Report, attack: Attack, count: int) -> None:
     slowest = {"/health": 0.0, "/": 0.0}
@@ -63,37 +58,25 @@ def test_nobody_else_notices_an_attack(server: ServerProcess, report: Report, at
     assert len(events(server)) == 2, events(server)  # it has started, no more
 
 
-def assert_refused(server: ServerProcess, clients: int, kind: str, sentence: str) -> None:
-    """Assert that requests beyond capacity are refused in time, with DB_TIMEOUT=1, and told why."""
-    with attacked(server.port, ask_for_random_pages, clients):
+@pytest.mark.parametrize(
+    ("clients", "kind", "sentence"),
+    [(1000, "no answer", "The database does not answer."), (3000, "busy", "Too many pages are asked for at once.")],
+)
+def test_more_pages_than_can_be_read_are_a_503_in_time_that_says_why(
+    database: DatabaseServer, start_server: StartServer, clients: int, kind: str, sentence: str
+) -> None:
+    server = start_server(DB_TIMEOUT="1")
+    assert server.get()[0] == 200
+    hangs = kind == "no answer"
+    with database.hanging() if hangs else nullcontext(), attacked(server.port, ask_for_random_pages, clients):
         until(lambda: len(events(server)) > 2, "refused")
         for path, reason in (("/", sentence), ("/ready", f"not ready: {kind}: ")) * 3:
             began = time.monotonic()
             status, text = server.get(path)
             assert time.monotonic() - began < 2
-            assert status == 200 or reason in text
-            assert server.get("/health", 1)[0] == 200
+            assert reason in text or (status == 200 and not hangs)
+            assert server.get("/health", 2)[0] == 200
     assert f" {kind}: " in events(server)[2]
-
-
-async def test_locked_table_is_no_answer_and_a_503_in_time(database: DatabaseServer, start_server: StartServer) -> None:
-    server = start_server(DB_TIMEOUT="1")
-    async with database.connect() as connection, connection.cursor() as cursor:
-        await cursor.execute("LOCK TABLES cct.accounts WRITE")
-        await asyncio.to_thread(assert_refused, server, 1000, "no answer", "The database does not answer.")
-        assert "' 200 " not in server.log.read_text()
-        await cursor.execute("UNLOCK TABLES")
-    assert_recovered(server)
-
-
-def test_more_pages_than_can_be_read_are_busy_and_a_503_in_time(start_server: StartServer) -> None:
-    server = start_server(DB_TIMEOUT="1")
-    assert_refused(server, 3000, "busy", "Too many pages are asked for at once.")
-    assert_recovered(server)
-
-
-def assert_recovered(server: ServerProcess) -> None:
-    """Assert that the server serves again, says so, and has said little in between."""
     until(lambda: server.get()[0] == 200 and "accounts can be read again" in events(server), "served again")
     assert len(events(server)) < 10, events(server)
 
@@ -107,23 +90,11 @@ def test_probe_gets_through_while_connections_use_up_all_descriptors(start_serve
             time.sleep(0.02)
 
 
-@pytest.mark.parametrize("encoding", [b"gzip", b"deflate", b"br", b"zstd"])
-def test_malformed_compressed_body_is_refused_without_a_traceback(server: ServerProcess, encoding: bytes) -> None:
-    request = b"POST / " + HEAD + b"Content-Encoding: " + encoding + b"\r\nContent-Length: 9\r\n\r\nmalformed"
-    assert exchange(server, request).startswith(b"HTTP/1.1 413 ")
-    assert len(events(server)) == 2, events(server)
-
-
-@asynccontextmanager
-async def connections(server: ServerProcess, count: int) -> AsyncIterator[list[asyncio.StreamWriter]]:
+@contextmanager
+def connections(server: ServerProcess, count: int) -> Iterator[list[socket.socket]]:
     """Give connections that nothing was sent over, and close them."""
-    opened = [(await asyncio.open_connection("127.0.0.1", server.port))[1] for _ in range(count)]
-    try:
-        yield opened
-    finally:
-        for writer in opened:
-            writer.close()
-        await asyncio.gather(*(writer.wait_closed() for writer in opened), return_exceptions=True)
+    with ExitStack() as stack:
+        yield [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 1)) for _ in range(count)]
 
 
 def assert_serving(server: ServerProcess) -> None:
@@ -144,31 +115,25 @@ def exchange(server: ServerProcess, request: bytes) -> bytes:
     return answer
 
 
-async def test_idle_and_slow_connections_stop_nobody(server: ServerProcess) -> None:
-    async with connections(server, 2000), connections(server, 100) as slow:
+def test_idle_and_slow_connections_stop_nobody(server: ServerProcess) -> None:
+    with connections(server, 2000), connections(server, 100) as slow:
         for byte in VALID[:8]:
-            for writer in slow:
-                writer.write(bytes([byte]))
-            await asyncio.to_thread(assert_serving, server)
-            await asyncio.sleep(1)  # a byte a second is what slow means here
+            for client in slow:
+                client.send(bytes([byte]))
+            assert_serving(server)
+            time.sleep(1)  # a byte a second is what slow means here
 
 
-def settled(server: ServerProcess) -> int:
-    """Wait until the log grows no more; return how many lines it has."""
-    lines = -1
-    while lines != (lines := len(server.lines())):
-        time.sleep(0.5)
-    return lines
-
-
-async def test_client_that_never_reads_stops_nobody(server: ServerProcess) -> None:
-    async with connections(server, 20) as deaf:
-        for writer in deaf:
-            writer.transport.pause_reading()  # type: ignore[attr-defined]
-            writer.write(VALID.replace(b"Connection: close\r\n", b"") * 1000)
-        answered = await asyncio.to_thread(settled, server)  # what the server sends fills all buffers
+def test_client_that_never_reads_stops_nobody(server: ServerProcess) -> None:
+    with connections(server, 20) as deaf:
+        for client in deaf:
+            with suppress(TimeoutError):  # the server reads no more
+                client.sendall(VALID.replace(b"Connection: close\r\n", b"") * 1000)
+        answered = -1
+        while answered != (answered := len(server.lines())):  # until what the server sends fills all buffers
+            time.sleep(0.5)
         assert 20 < answered < 20 * 1000
-        await asyncio.to_thread(assert_serving, server)
+        assert_serving(server)
 
 
 @pytest.mark.parametrize(
@@ -183,13 +148,15 @@ async def test_client_that_never_reads_stops_nobody(server: ServerProcess) -> No
         (VALID[:-2] + b"Content-Length: -1\r\n\r\n", "Invalid character in Content-Length"),
         (VALID[:-2] + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "Invalid character in chunk size"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "Received HTTPS traffic on an HTTP port"),
+        (VALID[:-2] + b"Content-Encoding: gzip\r\nContent-Length: 9\r\n\r\nmalformed", "No request needs a body here."),
     ],
 )
 def test_malformed_request_is_refused_with_a_sentence(server: ServerProcess, request_: bytes, sentence: str) -> None:
     head, _, body = exchange(server, request_).decode().partition("\r\n\r\n")
-    assert re.match(r"HTTP/1\.[01] 400 Bad Request\r\n", head)
+    assert re.match(r"HTTP/1\.[01] 4(00 Bad Request|13 Request Entity Too Large)\r\n", head)
     assert sentence in body
     assert "Traceback" not in body
+    assert len(events(server)) == 2, events(server)
 
 
 def test_large_body_is_not_kept(server: ServerProcess) -> None:
@@ -197,7 +164,6 @@ def test_large_body_is_not_kept(server: ServerProcess) -> None:
     request = b"POST / " + HEAD + b"Content-Length: 100000000\r\n\r\n" + bytes(100_000_000)
     assert exchange(server, request).startswith(b"HTTP/1.1 413 ")
     assert server.memory("VmHWM") < before + 20_000
-    assert_serving(server)
 
 
 def test_mutated_requests_are_answered_and_never_break_the_server(server: ServerProcess) -> None:
@@ -214,10 +180,6 @@ def test_mutated_requests_are_answered_and_never_break_the_server(server: Server
     assert "Traceback" not in server.log.read_text()
 
 
-def open_files(server: ServerProcess) -> int:
-    return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_two_hundred_faults_leave_nothing_behind(database: DatabaseServer, start_server: StartServer) -> None:
     server = start_server(DB_TIMEOUT="0.1")
@@ -226,24 +188,23 @@ def test_two_hundred_faults_leave_nothing_behind(database: DatabaseServer, start
         with ThreadPoolExecutor() as threads:
             return {status for status, _ in threads.map(server.get, [f"/?after={after}" for after in range(6)])}
 
-    def fault(round_: int) -> None:
-        if round_ % 2:  # new connections are made while nothing answers
-            for (connection,) in database.sql("SELECT id FROM information_schema.processlist WHERE user = 'app'"):
-                with suppress(MySQLError):
-                    database.sql(f"KILL {connection}")
-        with database.hanging():
-            assert statuses() <= {200, 503}
-        until(lambda: statuses() == {200}, "recovered")
+    def cause_faults() -> tuple[int, int]:
+        """Cause a hundred faults; return how many files are open, and the memory in KiB."""
+        for round_ in range(100):
+            if round_ % 2:  # new connections are made while nothing answers
+                for connection in database.connections():
+                    with suppress(MySQLError):
+                        database.sql(f"KILL {connection}")
+            with database.hanging():
+                assert statuses() <= {200, 503}
+            until(lambda: statuses() == {200}, "recovered")
+        return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir())), server.memory()
 
-    for round_ in range(100):
-        fault(round_)
-    files, kibibytes = open_files(server), server.memory()
-    for round_ in range(100):
-        fault(round_)
-    assert open_files(server) <= files + 4
-    assert server.memory() <= kibibytes + 16_384  # a leaked connection a fault would be more
-    ((connected,),) = database.sql("SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'app'")
-    assert connected <= 4
+    files, kibibytes = cause_faults()
+    files_now, kibibytes_now = cause_faults()
+    assert files_now <= files + 4
+    assert kibibytes_now <= kibibytes + 16_384  # a leaked connection a fault would be more
+    assert len(database.connections()) <= 4
     assert "Traceback" not in server.log.read_text()
     assert "never retrieved" not in server.log.read_text()
     server.process.terminate()

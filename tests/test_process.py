@@ -1,4 +1,4 @@
-"""server.py as a process: its log, its signals, its exit codes."""
+"""server.py and probe.py as processes: settings, log, signals, exit codes."""
 
 import asyncio
 import os
@@ -6,35 +6,77 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import pytest
+
+from settings import Settings
 from tests.conftest import ServerProcess, StartServer
 from tests.database import DatabaseServer
 from tests.helpers import ROOT, until
 
+LOGIN = {"DB_USER": "app", "DB_PASSWORD": "secret"}
 
-def run(program: str, settings: dict[str, str]) -> tuple[int, str, str]:
-    """Run a program that ends by itself; return its exit code, output and errors."""
-    done = subprocess.run(
-        [sys.executable, ROOT / program],
-        env=os.environ | settings,
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=20,
-    )
-    return done.returncode, done.stdout, done.stderr
+
+@pytest.mark.parametrize(
+    ("env", "sentence"),
+    [
+        ({"PORT": "0"}, "PORT must be a whole number from 1 to 65535, not '0'."),
+        ({"DB_PORT": "65536"}, "DB_PORT must be a whole number from 1 to 65535, not '65536'."),
+        ({"SEED_ACCOUNTS": "-1"}, "SEED_ACCOUNTS must be a whole number from 0 to 100000000, not '-1'."),
+        ({"DB_TIMEOUT": "nan"}, "DB_TIMEOUT must be a number from 0.1 to 60, not 'nan'."),
+        ({"SEED_WAIT": "inf"}, "SEED_WAIT must be a number from 1 to 3600, not 'inf'."),
+        ({"DB_TLS": "on"}, "DB_TLS must be required or verify-identity or disabled, not 'on'."),
+        ({"DB_USER": ""}, "DB_USER must name the database user."),
+        ({"DB_PASSWORD": ""}, "Exactly one of DB_PASSWORD and DB_PASSWORD_FILE must be set."),
+        ({"DB_PASSWORD_FILE": "/etc/hostname"}, "Exactly one of DB_PASSWORD and DB_PASSWORD_FILE must be set."),
+        (
+            {"DB_PASSWORD": "", "DB_PASSWORD_FILE": "/nowhere"},
+            "DB_PASSWORD_FILE cannot be read: [Errno 2] No such file or directory: '/nowhere'.",
+        ),
+    ],
+)
+def test_bad_setting_is_named(env: dict[str, str], sentence: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        Settings.read(LOGIN | env)
+    assert stop.value.code == sentence
+
+
+def test_empty_setting_is_the_default_and_a_password_file_is_read_each_time(tmp_path: Path) -> None:
+    assert Settings.read(LOGIN | {"PORT": "", "DB_TLS": ""}) == Settings.read(LOGIN)
+    file = tmp_path / "password"
+    file.write_text(" päss word \r\n")
+    settings = Settings.read({"DB_USER": "app", "DB_PASSWORD_FILE": str(file)})
+    assert settings.current_password() == " päss word ".encode()
+    file.write_text("rotated")
+    assert settings.current_password() == b"rotated"
+
+
+def run(program: str, settings: dict[str, str]) -> tuple[int, str]:
+    """Run a program that ends by itself; return its exit code and what it said."""
+    command = [sys.executable, f"{ROOT}/{program}"]
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, check=False, text=True, timeout=20)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_bad_setting_stops_the_start_with_one_line(server: ServerProcess) -> None:
+    sentence = "PORT must be a whole number from 1 to 65535, not 'http'.\n"
+    assert run("server.py", LOGIN | {"PORT": "http"}) == (1, sentence)
+    code, line = run("server.py", LOGIN | {"HOST": "127.0.0.1", "PORT": str(server.port)})
+    assert code == 1
+    sentence = rf"Cannot listen on 127\.0\.0\.1:{server.port}: Address already in use.*\."
+    assert re.fullmatch(sentence, line.splitlines()[-1])
 
 
 def test_log_tells_the_story(server: ServerProcess) -> None:
+    requests = {"/": 200, "/ready": 200, "/?after=%1b[31mx": 400, "/make-unhealthy": 200, "/health": 503}
     assert server.get("/health")[0] == 200
-    assert server.get("/ready")[0] == 200
-    assert server.get()[0] == 200
-    assert server.get("/?after=%1b[31mx")[0] == 400
-    assert server.get("/make-unhealthy")[0] == 200
-    assert server.get("/health")[0] == 503
+    for path, status in requests.items():
+        assert server.get(path)[0] == status
     server.process.terminate()
     assert server.process.wait(10) == 0
     story = [re.sub(r"\d\.\d{4} s$", "TIME", line) for line in server.lines()]
+    assert story[0].endswith(" starts")
     assert story[1:] == [
         f"listening on 127.0.0.1:{server.port}",
         "127.0.0.1 GET '/' 200 TIME",
@@ -45,15 +87,13 @@ def test_log_tells_the_story(server: ServerProcess) -> None:
         "stopping",
         "stopped",
     ]
-    assert story[0].endswith(" starts")
 
 
 async def test_sigterm_lets_the_request_in_flight_finish(server: ServerProcess, database: DatabaseServer) -> None:
-    async with database.connect() as connection, connection.cursor() as cursor:
+    async with database.cursor() as cursor:
         await cursor.execute("LOCK TABLES cct.accounts WRITE")
         request = asyncio.create_task(asyncio.to_thread(server.get))
-        waiting = "SELECT 1 FROM information_schema.processlist WHERE user = 'app' AND state LIKE 'Waiting%%'"
-        await asyncio.to_thread(until, lambda: database.sql(waiting), "in flight")
+        await asyncio.to_thread(until, lambda: database.connections(state="Waiting%"), "in flight")
         server.process.terminate()
         await asyncio.to_thread(server.wait_for, "stopping")
         server.process.terminate()
@@ -63,13 +103,10 @@ async def test_sigterm_lets_the_request_in_flight_finish(server: ServerProcess, 
     assert status == 200
     assert page.endswith("</html>\n")
     assert server.process.wait(5) == 0
-    assert server.lines()[-2].startswith("127.0.0.1 GET '/' 200 ")
-    assert server.lines()[-1] == "stopped"
 
 
 def test_drain_refuses_readiness_but_serves(start_server: StartServer) -> None:
     server = start_server(DRAIN="2")
-    assert server.get("/ready")[0] == 200
     began = time.monotonic()
     server.process.terminate()
     server.wait_for("stopping")
@@ -80,23 +117,12 @@ def test_drain_refuses_readiness_but_serves(start_server: StartServer) -> None:
     assert time.monotonic() - began >= 2
 
 
-def test_probe_tells_the_health_and_counts_where_curl_does_not(server: ServerProcess) -> None:
-    assert run("probe.py", {"PORT": str(server.port)}) == (0, "healthy\n", "")
+def test_probe_tells_the_health_and_is_counted(server: ServerProcess) -> None:
+    settings = {"PORT": str(server.port)}
+    assert run("probe.py", settings) == (0, "healthy\n")
     _, unhealthy = server.get("/make-unhealthy")
-    assert server.get("/health", user_agent="curl/8.5.0") == (503, unhealthy)
-    assert run("probe.py", {"PORT": str(server.port)}) == (1, unhealthy, "")
+    assert run("probe.py", settings) == (1, unhealthy)
     assert '"failed_probes": 1,' in server.get(accept="application/json")[1]
     server.stop()
-    code, output, errors = run("probe.py", {"PORT": str(server.port)})
-    assert (code, output, errors[:11]) == (1, "", "no answer: ")
-
-
-def test_taken_port_is_named(server: ServerProcess, database: DatabaseServer) -> None:
-    code, _, errors = run("server.py", database.env("app") | {"HOST": "127.0.0.1", "PORT": str(server.port)})
-    assert code == 1
-    assert re.fullmatch(rf"Cannot listen on 127\.0\.0\.1:{server.port}: Address already in use.*\.\n", errors)
-
-
-def test_bad_setting_stops_the_start_with_one_line() -> None:
-    sentence = "PORT must be a whole number from 1 to 65535, not 'http'.\n"
-    assert run("server.py", {"DB_USER": "app", "DB_PASSWORD": "x", "PORT": "http"}) == (1, "", sentence)
+    code, line = run("probe.py", settings)
+    assert (code, line[:11]) == (1, "no answer: ")

@@ -1,8 +1,8 @@
 """Requests that wait together share one query; nothing is older than a request, made twice or lost."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 import pytest
@@ -10,87 +10,71 @@ import pytest
 from database import POOL_SIZE, Database, Page, ReadError
 from server import render_html
 from settings import Settings
-from tests.conftest import Client, ServerProcess, Sql
+from tests.conftest import Client, ServerProcess
 from tests.database import DatabaseServer, Rows
 from tests.helpers import until
 
 HTML, JSON = "text/html", "application/json"
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Requests = list[asyncio.Task[int]]
-Blocked = Callable[..., AbstractAsyncContextManager[Requests]]
 
 
-class Visitor:
-    """A raw connection to the server, which asks for the page once."""
+def ask(stream: Stream, accept: str = HTML) -> asyncio.Task[int]:
+    """Send a request for the page now; return a task whose result is the status, 0 without a whole answer."""
+    reader, writer = stream
+    head = f"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
+    writer.write(head.encode())
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    async def health(self) -> None:
-        """Ask for the health and wait for the answer: the server has read what others sent before."""
-        self.writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        await self.reader.readuntil(b"healthy\n")
-
-    def ask(self, accept: str = HTML) -> asyncio.Task[int]:
-        """Send the request now; return a task whose result is the status, 0 without a whole answer."""
-        head = f"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
-        self.writer.write(head.encode())
-        return asyncio.create_task(self.status())
-
-    async def status(self) -> int:
+    async def status() -> int:
         try:
-            answer = await self.reader.read()
+            answer = await reader.read()
             return int(answer.split()[1]) if answer.endswith((b"</html>\n", b"}\n")) else 0
         finally:
-            self.writer.close()
+            writer.close()
+
+    return asyncio.create_task(status())
 
 
-async def connect(server: ServerProcess) -> Visitor:
-    return Visitor(*await asyncio.open_connection("127.0.0.1", server.port))
+async def ask_health(stream: Stream) -> None:
+    """Wait for the answer of /health: by then the server has accepted this connection, and read what came before."""
+    reader, writer = stream
+    writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await reader.readuntil(b"healthy\n")
 
 
-async def status(server: ServerProcess) -> int:
-    return await (await connect(server)).ask()
+@asynccontextmanager
+async def blocked(server: ServerProcess, database: DatabaseServer, *others: str) -> AsyncIterator[Requests]:
+    """Give requests: as many as there may be queries, held up by a lock, and others that wait for the next query."""
+    count = POOL_SIZE + len(others) + 1
+    streams = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(count)]
+    for stream in streams:
+        await ask_health(stream)
+    async with database.cursor() as cursor:
+        await cursor.execute("LOCK TABLES cct.accounts WRITE")
+        requests: Requests = []
+        for count in range(1, POOL_SIZE + 1):
+            requests.append(ask(streams.pop()))
+            await asyncio.to_thread(until, lambda count=count: len(running(database)) == count, "held up")
+        requests += [ask(streams.pop(), accept) for accept in others]
+        await ask_health(streams[0])
+        yield requests
+        await cursor.execute("UNLOCK TABLES")
+    streams[0][1].close()
 
 
-@pytest.fixture
-def blocked(server: ServerProcess, database: DatabaseServer, sql: Sql) -> Blocked:
-    """Give a context in which a lock holds up as many queries as there may be, and others wait for the next."""
-
-    @asynccontextmanager
-    async def context(*others: str) -> AsyncIterator[Requests]:
-        visitors = [await connect(server) for _ in range(POOL_SIZE + len(others) + 1)]
-        for visitor in visitors:
-            await visitor.health()  # the server has accepted it
-        messenger = visitors.pop()
-        async with database.connect() as connection, connection.cursor() as cursor:
-            await cursor.execute("LOCK TABLES cct.accounts WRITE")
-            requests: Requests = []
-            for count in range(1, POOL_SIZE + 1):
-                requests.append(visitors.pop().ask())
-                await asyncio.to_thread(until, lambda count=count: len(running(sql)) == count, "held up")
-            requests += [visitor.ask(accept) for visitor, accept in zip(visitors, others, strict=True)]
-            await messenger.health()
-            yield requests
-            await cursor.execute("UNLOCK TABLES")
-        messenger.writer.close()
-
-    return context
-
-
-def running(sql: Sql) -> set[int]:
+def running(database: DatabaseServer) -> set[int]:
     """Return the connections whose queries the lock holds up."""
-    rows = sql("SELECT id FROM information_schema.processlist WHERE user = 'app' AND state LIKE 'Waiting%%'")
-    return {id for (id,) in rows}
+    return database.connections(state="Waiting%")
 
 
-def selects(sql: Sql) -> int:
-    ((_, count),) = sql("SHOW GLOBAL STATUS LIKE 'Com_select'")
+def selects(database: DatabaseServer) -> int:
+    ((_, count),) = database.sql("SHOW GLOBAL STATUS LIKE 'Com_select'")
     return int(count)
 
 
 async def test_page_is_never_older_than_its_request(server: ServerProcess, database: DatabaseServer) -> None:
     async def check(session: aiohttp.ClientSession, account: int) -> None:
-        async with database.connect() as connection, connection.cursor() as cursor:
+        async with database.cursor() as cursor:
             for turn in range(200):
                 await cursor.execute("UPDATE cct.accounts SET name = %s WHERE id = %s", (str(turn), account))
                 async with session.get("/", headers={"Accept": "application/json"}) as response:
@@ -101,27 +85,27 @@ async def test_page_is_never_older_than_its_request(server: ServerProcess, datab
         await asyncio.gather(*(check(session, account) for account in range(1, 17)))
 
 
-async def test_hundred_requests_at_once_for_people_and_programs_share_one_query(blocked: Blocked, sql: Sql) -> None:
-    async with blocked(*[HTML, JSON] * 50) as requests:
-        before = selects(sql)  # the running queries are in it
+async def test_hundred_requests_at_once_share_one_query(server: ServerProcess, database: DatabaseServer) -> None:
+    async with blocked(server, database, *[HTML, JSON] * 50) as requests:
+        before = selects(database)  # the running queries are in it
     assert await asyncio.gather(*requests) == [200] * (POOL_SIZE + 100)
-    assert selects(sql) == before + 1
+    assert selects(database) == before + 1
 
 
-async def test_client_that_hangs_up_takes_nobody_along(blocked: Blocked) -> None:
-    async with blocked(HTML, HTML, HTML) as (first, _, third, *rest):
+async def test_client_that_hangs_up_takes_nobody_along(server: ServerProcess, database: DatabaseServer) -> None:
+    async with blocked(server, database, HTML, HTML, HTML) as (first, _, third, *rest):
         first.cancel()
         third.cancel()
         await asyncio.wait([first, third])
     assert await asyncio.gather(*rest) == [200, 200]
 
 
-async def test_failed_query_fails_all_who_waited_for_it_and_nobody_else(blocked: Blocked, sql: Sql) -> None:
-    async with blocked(HTML, HTML, HTML) as (*begun, second, third, fourth):
-        held_up = running(sql)
-        sql(f"KILL {held_up.pop()}")  # its turn goes to the next
-        (next_,) = await asyncio.to_thread(until, lambda: running(sql) - held_up, "another query held up")
-        sql(f"KILL {next_}")
+async def test_failed_query_fails_all_who_waited_for_it(server: ServerProcess, database: DatabaseServer) -> None:
+    async with blocked(server, database, HTML, HTML, HTML) as (*begun, second, third, fourth):
+        held_up = running(database)
+        database.sql(f"KILL {held_up.pop()}")  # its turn goes to the next
+        (next_,) = await asyncio.to_thread(until, lambda: running(database) - held_up, "another query held up")
+        database.sql(f"KILL {next_}")
         async with asyncio.timeout(1):  # long before DB_TIMEOUT
             assert {await second, await third, await fourth} == {503}
     assert sorted(await asyncio.gather(*begun)) == [*[200] * (POOL_SIZE - 1), 503]
@@ -152,12 +136,12 @@ async def test_read_that_is_cancelled_at_any_point_leaves_nobody_waiting(databas
     await program.close()
 
 
-async def test_equal_accounts_are_rendered_once(client: Client, sql: Sql) -> None:
+async def test_equal_accounts_are_rendered_once(client: Client, database: DatabaseServer) -> None:
     render_html.cache_clear()
     for _ in range(3):
         await client.get("/")
     assert render_html.cache_info().misses == 1
-    sql("UPDATE cct.accounts SET name = 'Changed' WHERE id = 1")
+    database.sql("UPDATE cct.accounts SET name = 'Changed' WHERE id = 1")
     assert "Changed" in await (await client.get("/")).text()
     assert render_html.cache_info().misses == 2
 
@@ -181,7 +165,7 @@ async def test_log_has_a_line_for_each_answer_when_stopped_under_load(server: Se
     async def count() -> int:
         answers = 0
         with suppress(OSError):
-            while await status(server) == 200:
+            while await ask(await asyncio.open_connection("127.0.0.1", server.port)) == 200:
                 answers += 1
         return answers
 

@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.attacks import attacked, pipeline
 from tests.conftest import Report
-from tests.docker import Stack, docker, running_stack
+from tests.docker import Stack, docker, running_stack, start_mysql
 from tests.helpers import ROOT, free_port, until
 
 POWER = {"db": 0xCB, "seeder": 0, "app": 0, "autoheal": 0}  # CHOWN, DAC_OVERRIDE, FOWNER, SETGID, SETUID for db
@@ -34,30 +35,29 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-def test_page_answers_as_soon_as_up_returns(stack: Stack) -> None:
-    status, page = stack.get()
+def test_page_answers_as_soon_as_up_returns_and_logs_tell_no_successful_probes(stack: Stack) -> None:
+    status, page = stack.get("/?after=0")
     assert status == 200
     assert page.count("<tr><td>") == 50
     assert stack.inspect("app")["Id"][:12] in page
+    until(lambda: "'/?after=0' 200" in stack.compose("logs", "app"), "logged")
+    log = stack.compose("logs", "app")
+    assert "listening on 0.0.0.0:80" in log
+    assert "'/health' 200" not in log
+    assert "inserted 100 accounts" in stack.compose("logs", "seeder")
 
 
-def test_only_the_page_is_published(stack: Stack) -> None:
+def test_only_the_page_is_published_and_the_database_is_out_of_reach_from_elsewhere(stack: Stack) -> None:
     published = {service: stack.inspect(service)["HostConfig"]["PortBindings"] for service in SERVICES}
-    assert {service for service, ports in published.items() if ports} == {"app"}
-    assert published["app"] == {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(stack.port)}]}
-
-
-def test_database_is_on_no_network_but_its_own(stack: Stack) -> None:
+    page = {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(stack.port)}]}
+    assert {service: ports for service, ports in published.items() if ports} == {"app": page}
     members = {service: set(stack.inspect(service)["NetworkSettings"]["Networks"]) for service in SERVICES}
     database, web = f"{stack.name}_database", f"{stack.name}_web"
     assert members == {"db": {database}, "seeder": {database}, "app": {database, web}, "autoheal": {"none"}}
     assert json.loads(docker("network", "inspect", database))[0]["Internal"] is True
-
-
-def test_database_is_out_of_reach_from_elsewhere(stack: Stack) -> None:
-    address = stack.inspect("db")["NetworkSettings"]["Networks"][f"{stack.name}_database"]["IPAddress"]
+    address = stack.inspect("db")["NetworkSettings"]["Networks"][database]["IPAddress"]
     attempt = f"import socket; assert socket.create_connection(('{address}', 3306), 3).recv(9), 'no greeting'"
-    for network in (f"{stack.name}_web", "host"):
+    for network in (web, "host"):
         with pytest.raises(AssertionError, match=r"timed out|unreachable|refused|no greeting"):
             docker("run", "--rm", "--network", network, "python:3.14-slim", "python", "-c", attempt)
     stack.exec("app", "python", "-c", attempt)  # the same attempt from where it is allowed
@@ -82,20 +82,16 @@ def test_heal(stack: Stack, report: Report) -> None:
     before, started, began = stack.page(), stack.started(), time.monotonic()
     _, told = stack.get("/make-unhealthy")
     until(lambda: stack.health() == "unhealthy", "unhealthy")
-    times = [time.monotonic() - began]
-    log = stack.inspect("app")["State"]["Health"]["Log"]
+    unhealthy, log = time.monotonic(), stack.inspect("app")["State"]["Health"]["Log"]
     assert [probe["Output"] for probe in log if probe["ExitCode"]][-3:] == [told] * 3
     until(lambda: stack.started() != started, "restarted")
-    times.append(time.monotonic() - began)
     until(lambda: stack.health() == "healthy", "healthy")
-    times.append(time.monotonic() - began)
+    report(f"unhealthy after {unhealthy - began:.1f} s, healthy after {time.monotonic() - began:.1f} s")
     after = stack.page()
-    assert after["started"] != before["started"]
-    assert after["container"] == before["container"]
-    assert after["accounts"] == before["accounts"]
+    assert after.pop("started") != before.pop("started")
+    assert after == before
     assert f"/{stack.container('app')} (" in stack.compose("logs", "autoheal")
     assert stack.inspect("app")["State"]["ExitCode"] == 0
-    report("unhealthy after {:.1f} s, restarted after {:.1f} s, healthy after {:.1f} s".format(*times))
 
 
 def test_broken_right_after_its_start_it_is_healed(stack: Stack, report: Report) -> None:
@@ -106,21 +102,6 @@ def test_broken_right_after_its_start_it_is_healed(stack: Stack, report: Report)
     took = time.monotonic() - broken
     report(f"broken right after its start, healthy after {took:.1f} s")
     assert took < 5 + 15 + 3  # the start period, three probes, the restart
-
-
-def test_probe_says_why_nothing_answers(stack: Stack) -> None:
-    probe = stack.inspect("app")["Config"]["Healthcheck"]["Test"][1:]
-    with pytest.raises(AssertionError, match=r"no answer: \[Errno 111\] Connection refused"):
-        docker("run", "--rm", stack.inspect("app")["Image"], *probe)
-
-
-def test_logs_tell_the_story_without_the_successful_probes(stack: Stack) -> None:
-    stack.get("/?after=1")
-    until(lambda: "'/?after=1' 200" in stack.compose("logs", "app"), "logged")
-    log = stack.compose("logs", "app")
-    assert "listening on 0.0.0.0:80" in log
-    assert "'/health' 200" not in log
-    assert "inserted 100 accounts" in stack.compose("logs", "seeder")
 
 
 def test_restart_and_down_keep_the_accounts_and_the_passwords(stack: Stack) -> None:
@@ -137,24 +118,18 @@ def test_restart_and_down_keep_the_accounts_and_the_passwords(stack: Stack) -> N
     assert stack.compose("logs", "--no-log-prefix", "seeder").endswith("accounts has rows already: nothing to do\n")
 
 
-def test_no_password_stands_where_others_read(stack: Stack) -> None:
-    passwords = stack.exec("db", "sh", "-c", "cat /run/secrets/*/password").split()
-    assert len(set(passwords)) == 3
-    assert all(len(password) >= 40 for password in passwords)
-    places = [stack.compose("logs"), stack.compose("config")]
-    for service in SERVICES:
-        image = stack.inspect(service)["Image"]
-        places += [docker("inspect", stack.container(service)), docker("image", "inspect", image)]
-        places += [docker("history", "--no-trunc", image)]
-    assert not [place for place in places for password in passwords if password in place]
-    environment = [entry for service in SERVICES for entry in stack.inspect(service)["Config"]["Env"]]
-    assert not [entry for entry in environment if re.match(r"\w*PASSWORD=", entry)]
-
-
-def test_each_service_reads_its_own_password_alone(stack: Stack) -> None:
+def test_each_password_is_read_by_its_service_alone_and_stands_nowhere_else(stack: Stack) -> None:
     for service in ("seeder", "app"):
         assert [mount["Destination"] for mount in stack.inspect(service)["Mounts"]] == [f"/run/secrets/{service}"]
     assert stack.exec("app", "find", "/run/secrets", "-type", "f").split() == ["/run/secrets/app/password"]
+    passwords = stack.exec("db", "sh", "-c", "cat /run/secrets/*/password").split()
+    assert len({password for password in passwords if len(password) >= 40}) == 3
+    images = [stack.inspect(service)["Image"] for service in SERVICES]
+    places = [stack.compose("logs"), stack.compose("config"), docker("image", "inspect", *images)]
+    places += [docker("inspect", stack.container(service)) for service in SERVICES]
+    places += [docker("history", "--no-trunc", image) for image in images]
+    assert not [place for place in places for password in passwords if password in place]
+    assert not re.search(r'"\w*PASSWORD=', "".join(places))
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -170,24 +145,13 @@ def test_service_has_no_more_power_than_it_needs(stack: Stack, service: str) -> 
     assert host["LogConfig"]["Type"] == "local"
 
 
-def test_rows_travel_encrypted(stack: Stack) -> None:
+def test_rows_travel_encrypted_and_nobody_is_root_over_the_network(stack: Stack) -> None:
     stack.get()
     threads = "SELECT DISTINCT connection_type FROM performance_schema.threads WHERE processlist_user = 'app'"
     assert stack.sql(threads) == "SSL/TLS\n"
-
-
-def test_root_of_the_database_has_no_login_over_the_network_and_the_app_can_only_select(stack: Stack) -> None:
     assert stack.sql("SELECT host FROM mysql.user WHERE user = 'root'") == "localhost\n"
-    assert stack.sql("SELECT COUNT(*) FROM accounts", "app")
-    for statement in (
-        "INSERT INTO accounts (name, email) VALUES ('x', 'x')",
-        "DELETE FROM accounts",
-        "DROP TABLE accounts",
-        "SELECT * FROM mysql.user",
-        "SELECT 1 INTO OUTFILE '/tmp/x'",
-    ):
-        with pytest.raises(AssertionError, match="denied"):
-            stack.sql(statement, "app")
+    with pytest.raises(AssertionError, match="denied"):
+        stack.sql("DELETE FROM accounts", "app")
 
 
 def test_rotated_passwords_are_used_without_a_restart(stack: Stack) -> None:
@@ -205,14 +169,14 @@ def test_rotated_passwords_are_used_without_a_restart(stack: Stack) -> None:
 
 
 def test_proxy_takes_the_socket_from_the_healer(stack: Stack) -> None:
-    files = ("-f", "docker-compose.yml", "-f", "deploy/docker-compose.proxy.yml")
-    stack.env["DOCKER_SOCKET"] = "/run/user/1000/docker.sock"
-    alone = json.loads(stack.compose("config", "--format", "json"))["services"]["autoheal"]
-    services = json.loads(stack.compose(*files, "config", "--format", "json"))["services"]
-    del stack.env["DOCKER_SOCKET"]
-    healer, proxy = services["autoheal"], services["docker-proxy"]
+    def services(*files: str) -> Any:
+        config, env = ("compose", *files, "config", "--format", "json"), {"DOCKER_SOCKET": "/run/my.sock"}
+        return json.loads(docker(*config, cwd=stack.folder, env=stack.env | env))["services"]
+
+    both = services("-f", "docker-compose.yml", "-f", "deploy/docker-compose.proxy.yml")
+    alone, healer, proxy = services()["autoheal"], both["autoheal"], both["docker-proxy"]
     sources = [[volume["source"] for volume in service["volumes"]] for service in (alone, healer, proxy)]
-    assert sources == [["/run/user/1000/docker.sock"], ["filtered"], ["/run/user/1000/docker.sock", "filtered"]]
+    assert sources == [["/run/my.sock"], ["filtered"], ["/run/my.sock", "filtered"]]
     assert f"-proxysocketendpoint={healer['environment']['DOCKER_SOCK']}" in proxy["command"]
     assert {healer["network_mode"], proxy["network_mode"]} == {"none"}
 
@@ -252,12 +216,12 @@ def outside() -> Iterator[list[str]]:
 
 
 def test_opened_it_serves_the_network_and_cannot_reach_it(stack: Stack, outside: list[str]) -> None:
-    ask = f"import urllib.request as r; print(r.urlopen('http://198.51.100.1:{stack.port}/ready', timeout=5).read())"
-    refused = subprocess.run([*outside, ask], check=False, capture_output=True, text=True)
-    assert "Connection refused" in refused.stderr  # published on 127.0.0.1
+    ask = f"import urllib.request as r; r.urlopen('http://198.51.100.1:{stack.port}/ready', timeout=5)"
+    with pytest.raises(subprocess.CalledProcessError):  # published on 127.0.0.1
+        subprocess.run([*outside, ask], check=True)
     stack.env["APP_ADDRESS"] = "0.0.0.0"
     stack.up()
-    assert subprocess.run([*outside, ask], check=True, capture_output=True, text=True).stdout == "b'ready\\n'\n"
+    subprocess.run([*outside, ask], check=True)
 
     listen = "import socket as s; l = s.create_server(('', 80)); print(flush=True); l.settimeout(9); l.accept()"
     attempt = "import socket; socket.create_connection(('198.51.100.2', 80), 3)"
@@ -293,18 +257,11 @@ def test_second_copy_lives_beside_the_first(stack: Stack, tmp_path: Path) -> Non
 def test_database_elsewhere(stack: Stack, tmp_path: Path) -> None:
     host = docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}").strip()
     port, name = str(free_port()), f"{stack.name}-elsewhere"
-    mounts = [f"--volume={stack.folder}/users.sh:/docker-entrypoint-initdb.d/users.sh:ro"]
-    for user in ("root", "seeder", "app"):
-        file = tmp_path / user
-        file.write_text(f"password of {user}")
-        mounts.append(f"--volume={file}:/run/secrets/{user}/password:ro")
     settings = {"COMPOSE_FILE": "docker-compose.yml:deploy/docker-compose.external.yml", "PASSWORDS": str(tmp_path)}
     with pytest.raises(AssertionError, match="DB_HOST is missing a value: must name the host of the database"):
         docker("compose", "config", env=stack.env | settings)
-    environment = ("-e", "MYSQL_DATABASE=cct", "-e", "MYSQL_ROOT_PASSWORD_FILE=/run/secrets/root/password")
-    server = ("mysql:9.7", "mysqld", f"--bind-address={host}", f"--port={port}", "--mysqlx=0")
     try:
-        docker("run", "--detach", "--name", name, "--network=host", *environment, *mounts, *server)
+        start_mysql(name, tmp_path, "--network=host", f"--bind-address={host}", f"--port={port}", "--mysqlx=0")
         with running_stack(tmp_path / "cct", ROOT, DB_HOST=host, DB_PORT=port, **settings) as second:
             assert len(second.page()["accounts"]) == 50
             assert second.compose("ps", "-a", "--services").split() == ["app", "autoheal", "seeder"]
