@@ -67,7 +67,7 @@ def inserts(cursor: Cursor, accounts: Iterator[Account]) -> Iterator[tuple[int, 
 
 
 async def fill(cursor: Cursor, accounts: Iterator[Account], wait: float) -> str:
-    """Insert all accounts in one transaction, unless the table has rows; TimeoutError after `wait` s without progress."""
+    """Insert all accounts in one transaction unless the table has rows; TimeoutError after `wait` s of no progress."""
     async with asyncio.timeout(wait) as limit:  # asyncmy's own timeout waits up to 30 s more for TLS to end
         await cursor.execute(SCHEMA.read_text())
         await cursor.execute("SELECT EXISTS (SELECT 1 FROM accounts)")
