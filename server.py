@@ -344,7 +344,8 @@ async def housekeeping(runner: web.AppRunner, most: int) -> None:
         oldest = server.connections[:-most]
         for connection in oldest:
             connection.close()
-        await asyncio.gather(*(connection.shutdown(3.0) for connection in oldest))  # requests in flight are finished
+        # Requests in flight are finished; a connection that is lost meanwhile must not end this task.
+        await asyncio.gather(*(connection.shutdown(3.0) for connection in oldest), return_exceptions=True)
         await asyncio.sleep(0.25)
 
 
