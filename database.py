@@ -115,11 +115,8 @@ class Database:
             del self.waiting[after]
             async with asyncio.timeout_at(began + self.timeout):
                 rows = await self.query(QUERY, after, PAGE_SIZE, after, PAGE_SIZE + 1)
-        except (
-            MySQLError,
-            OSError,
-            RuntimeError,
-        ) as error:  # OSError: TimeoutError, too; RuntimeError: login without TLS
+        except (MySQLError, OSError, RuntimeError) as error:
+            # OSError is also the timeout, RuntimeError a login without TLS.
             raise self.report(read_error(error)) from error
         finally:
             self.slots.release()
