@@ -1,7 +1,6 @@
 """How the accounts are read: the query, and the pool that shares it among the requests that wait together."""
 
 import asyncio
-import gc
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,9 +32,9 @@ KINDS = {1054: "missing column", 1146: "missing table"} | dict.fromkeys((1044, 1
 class Page:
     """Accounts as (id, name, email), and the `after` of the pages beside them, None if there is none."""
 
-    accounts: Rows
-    previous: int | None
-    next: int | None
+    accounts: Rows = ()
+    previous: int | None = None
+    next: int | None = None
 
 
 @lru_cache(maxsize=64)  # equal rows give the same Page, so the server renders it once: a tenth of its rate
@@ -53,17 +52,16 @@ def make_page(after: int, rows: Rows) -> Page:
 class ReadError(Exception):
     """The accounts could not be read; `kind` says why in a word or two."""
 
-    def __init__(self, kind: str, detail: str) -> None:
+    def __init__(self, kind: str, detail: object) -> None:
         super().__init__(f"{kind}: {detail}")
         self.kind = kind
 
 
 def read_error(error: Exception) -> ReadError:
-    """Return the ReadError for what the database driver raised."""
-    code, text = error.args if isinstance(error, MySQLError) and len(error.args) == 2 else (0, str(error))
-    if not code or 2000 <= code < 3000:  # the driver's own: network, password file, login without TLS
-        return ReadError("no answer", text or "not in time")
-    return ReadError(KINDS.get(code, "refused"), text)
+    """Return the ReadError for what the driver raised."""
+    if isinstance(error, MySQLError) and error.sqlstate:  # the database has answered
+        return ReadError(KINDS.get(error.args[0], "refused"), error.args[1])
+    return ReadError("no answer", str(error) or "not in time")
 
 
 class Database:
@@ -81,8 +79,8 @@ class Database:
         )
         self.slots = asyncio.Semaphore(POOL_SIZE)
         self.waiting: dict[int, asyncio.Task[Page]] = {}  # the reads that wait for a slot, by `after`
-        self.answered = 0.0  # when the database last answered, in the loop's time
-        self.trouble = ""  # the kind of the last ReadError, empty since the database answers again
+        self.answered = 0.0  # when the last query succeeded, in the loop's time
+        self.trouble = ""  # the kind of error of the last query, empty if it succeeded
 
     async def page(self, after: int) -> Page:
         """Return the accounts whose id is above `after`; raise ReadError, after DB_TIMEOUT at the latest.
@@ -93,34 +91,36 @@ class Database:
         read = self.waiting.get(after)
         if read is None or read.done():  # done and still there: it was cancelled
             read = self.waiting[after] = asyncio.create_task(self.read(after))
-        try:
-            return await read
-        except asyncio.CancelledError:
-            if read.cancelled():  # when a stop takes too long, aiohttp cancels a request, and with it the read
-                raise ReadError("no answer", "the query was cancelled") from None
-            raise
+        return await read
 
     async def read(self, after: int) -> Page:
-        """Wait for a slot, then query the database; raise ReadError."""
-        began = asyncio.get_running_loop().time()
+        """Wait for a slot, then query the database; raise ReadError. Log when trouble begins, changes or ends."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
             async with asyncio.timeout_at(began + self.timeout * 3 / 4):  # the last quarter is for the query
                 await self.slots.acquire()
         except TimeoutError:
             del self.waiting[after]
             kind = "busy" if self.answered > began else "no answer"
-            raise self.report(ReadError(kind, f"{len(self.waiting)} more pages wait for a slot")) from None
+            raise ReadError(kind, f"{len(self.waiting)} more pages wait for a slot") from None
         try:
             await asyncio.sleep(0)  # let the requests of the same turn of the loop join
             del self.waiting[after]
             async with asyncio.timeout_at(began + self.timeout):
                 rows = await self.query(QUERY, after, PAGE_SIZE, after, PAGE_SIZE + 1)
-        except (MySQLError, OSError, RuntimeError) as error:
-            # OSError is also the timeout, RuntimeError a login without TLS.
-            raise self.report(read_error(error)) from error
+        except (MySQLError, OSError, RuntimeError) as error:  # timeout and network; a login without TLS
+            failure = read_error(error)
+            if failure.kind != self.trouble:
+                self.trouble = failure.kind
+                log.error("accounts cannot be read: %s", failure)
+            raise failure from error
         finally:
             self.slots.release()
-        self.report_answer()
+        self.answered = loop.time()
+        if self.trouble:
+            self.trouble = ""
+            log.info("accounts can be read again")
         return make_page(after, rows)
 
     async def query(self, sql: str, *parameters: int) -> Rows:
@@ -132,21 +132,6 @@ class Database:
                 return tuple(await cursor.fetchall())
         finally:
             self.pool.release(connection)
-
-    def report(self, error: ReadError) -> ReadError:
-        """Log trouble when it begins or changes; return the error."""
-        if error.kind != self.trouble:
-            self.trouble = error.kind
-            log.error("accounts cannot be read: %s", error)
-        return error
-
-    def report_answer(self) -> None:
-        """Note that the database answered; log the end of trouble. "busy" ends when no read waits any more."""
-        self.answered = asyncio.get_running_loop().time()
-        if self.trouble and (self.trouble != "busy" or not self.waiting):
-            self.trouble = ""
-            log.info("accounts can be read again")
-            gc.collect()  # lost connections are reference cycles: do not keep them until the next collection
 
     async def close(self) -> None:
         """Close the connections; give up after a second."""

@@ -22,7 +22,8 @@ SCHEMA = Path(__file__).with_name("schema.sql")
 COLUMNS = ("name", "email")
 Account = tuple[str, ...]  # a value for each column
 MAX_LENGTH = 254  # characters of a value, as in schema.sql
-BATCH = 1000  # rows in one INSERT
+INSERT = "INSERT INTO accounts (id, name, email) VALUES (%s, %s, %s)"
+BATCH = 1000  # rows of one INSERT
 
 FIRST_NAMES = "Ada Björn Chloé Dmitri Émilie Fatima Grace Håkon Inés Jürgen Kateřina Łukasz María Noor Oğuz Wei".split()
 LAST_NAMES = "Andersson Brontë Çelik Dvořák Esposito García Hopper Itō Jørgensen Kowalski Lovelace Nguyễn 王".split()
@@ -43,27 +44,17 @@ def load(file: str) -> Iterator[Account]:
             if sorted(header) != sorted(COLUMNS):
                 raise SystemExit(f"{file}, line 1: the header must be {','.join(COLUMNS)}, not {','.join(header)!r}.")
             for row in rows:
+                if None in row:
+                    raise SystemExit(f"{file}, line {rows.line_num}: there are more values than columns.")
                 for column in COLUMNS:
                     if not 0 < len(row[column] or "") <= MAX_LENGTH:
                         where = f"{file}, line {rows.line_num}, column {column}"
                         raise SystemExit(f"{where}: 1 to {MAX_LENGTH} characters are needed.")
-                if None in row:
-                    raise SystemExit(f"{file}, line {rows.line_num}: there are more values than columns.")
                 yield tuple(row[column] for column in COLUMNS)
     except csv.Error as error:
         raise SystemExit(f"{file}, line {rows.reader.line_num}: {error}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SystemExit(f"SEED_FILE {file} cannot be read: {error}.") from None
-
-
-def inserts(cursor: Cursor, accounts: Iterator[Account]) -> Iterator[tuple[int, str]]:
-    """Yield INSERT statements, each with the id of its last row; the first row has id 1."""
-    row, last = f"({', '.join(['%s'] * (1 + len(COLUMNS)))})", 0
-    while batch := list(itertools.islice(accounts, BATCH)):
-        values = [value for id, account in enumerate(batch, last + 1) for value in (id, *account)]
-        statement = f"INSERT INTO accounts (id, {', '.join(COLUMNS)}) VALUES {', '.join([row] * len(batch))}"
-        last += len(batch)
-        yield last, cursor.mogrify(statement, values)
 
 
 async def fill(cursor: Cursor, accounts: Iterator[Account], wait: float) -> str:
@@ -73,16 +64,15 @@ async def fill(cursor: Cursor, accounts: Iterator[Account], wait: float) -> str:
         await cursor.execute("SELECT EXISTS (SELECT 1 FROM accounts)")
         if await cursor.fetchone() == (1,):
             return "accounts has rows already: nothing to do"
-        coming, last = inserts(cursor, accounts), 0
-        insert = next(coming, None)
-        while insert:
-            last, statement = insert  # while the database works on it, a thread prepares the next one
-            _, insert = await asyncio.gather(cursor.execute(statement), asyncio.to_thread(next, coming, None))
+        count, rows = 0, ((id, *account) for id, account in enumerate(accounts, 1))
+        while batch := list(itertools.islice(rows, BATCH)):
+            await cursor.executemany(INSERT, batch)  # one statement
             limit.reschedule(asyncio.get_running_loop().time() + wait)
-            if last % (100 * BATCH) == 0:
-                log.info("inserted %d accounts so far", last)
+            count += len(batch)
+            if count % (100 * BATCH) == 0:
+                log.info("inserted %d accounts so far", count)
         await cursor.execute("COMMIT")
-        return f"inserted {last} accounts"
+        return f"inserted {count} accounts"
 
 
 async def seed(settings: Settings) -> None:

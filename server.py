@@ -1,7 +1,7 @@
 """The web server of cct: a page of accounts, and the health that the engine watches.
 
 A request passes `guard` and one handler of the table in `make_app`. If it wants accounts, it waits in `Database.page`.
-`answer` makes every response. In reading order: the health flag, the page, the handlers, the application.
+`answer` makes every response.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import html
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -41,8 +42,6 @@ def now() -> str:
     return time.strftime(TIME_FORMAT, time.gmtime())
 
 
-# ---------------------------------------------------------------- the health flag
-
 unhealthy = ""  # the flag: why it is lowered, empty while it is up; only a restart raises it
 failed_probes = 0  # probes that have failed since, for the page
 stopping = False  # SIGTERM has come: not ready, all else is still served
@@ -54,57 +53,22 @@ STARTED = now()
 # ---------------------------------------------------------------- the page
 
 FILES = Path(__file__).with_name("page")
-STYLE, SCRIPT, ICON = (FILES.joinpath(name).read_text() for name in ("page.css", "page.js", "icon.svg"))
+TEMPLATE = Template((FILES / "page.html").read_text())
+STYLE, SCRIPT, ICON = ((FILES / name).read_text() for name in ("page.css", "page.js", "icon.svg"))
+HEAD = (  # inside the page, so that replicas of two versions never mix their files
+    f'<link rel="icon" href="data:image/svg+xml;base64,{b64encode(ICON.encode()).decode()}">\n'
+    f'<style>{STYLE}</style>\n<script type="module">{SCRIPT}</script>'
+)
 BUTTON = '<form method="post" action="/make-unhealthy"><button>Make unhealthy</button></form>'
 
 
-def make_template() -> Template:
-    """Return page.html with style, script and icon inside: replicas of two versions never mix their files."""
-    page = FILES.joinpath("page.html").read_text()
-    for tag, content in (
-        ('href="icon.svg"', f'href="data:image/svg+xml;base64,{b64encode(ICON.encode()).decode()}"'),
-        ('<link rel="stylesheet" href="page.css">', f"<style>{STYLE}</style>"),
-        ('<script type="module" src="page.js"></script>', f'<script type="module">{SCRIPT}</script>'),
-    ):
-        page = page.replace(tag, content.replace("$", "$$"))
-    return Template(page)
-
-
-def digest(text: str) -> str:
-    """Return the hash by which a Content-Security-Policy allows an inline style or script."""
-    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
-
-
-TEMPLATE = make_template()
-HEADERS = {"Cache-Control": "no-store", "Server": "cct", "X-Content-Type-Options": "nosniff"}
-TEXT_HEADERS = HEADERS | {"Content-Type": "text/plain; charset=utf-8"}
-JSON_HEADERS = HEADERS | {"Content-Type": "application/json", "Vary": "Accept"}
-HTML_HEADERS = HEADERS | {
-    "Content-Security-Policy": f"default-src 'none'; style-src {digest(STYLE)}; script-src {digest(SCRIPT)}; "
-    "connect-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "Content-Type": "text/html; charset=utf-8",
-    "Vary": "Accept",
-}
-
-
-def render(title: str, health: str, **parts: str) -> bytes:
-    """Return page.html with the parts that are given, as HTML; the others are empty and not shown."""
-    empty = dict.fromkeys(("button", "message", "caption", "rows", "links"), "")
-    return TEMPLATE.substitute(
-        empty | parts,
-        title=title,
-        container=html.escape(CONTAINER),
-        started=STARTED,
-        state="healthy" if health == "healthy" else "unhealthy",
-        health=html.escape(health),
-    ).encode()
-
-
 @lru_cache(maxsize=64)
-def render_html(page: Page, health: str, button: str) -> bytes:
-    """Return a page for people."""
+def render_html(page: Page, reason: str, button: str, trouble: str) -> bytes:
+    """Return a page for people; `reason` is the flag's, `trouble` says why the accounts cannot be read."""
     message = caption = ""
-    if page.accounts:
+    if trouble:
+        message = f"{trouble} <code>docker compose logs db app</code> tells more."
+    elif page.accounts:
         caption = f"{len(page.accounts)} accounts from id {page.accounts[0][0]}"
     elif page.previous is None:
         message = "There are no accounts yet. Run the seeder: <code>docker compose up seeder</code>."
@@ -115,45 +79,63 @@ def render_html(page: Page, health: str, button: str) -> bytes:
         for id, name, email in page.accounts
     )
     links = (("prev", "Previous", page.previous), ("next", "Next", page.next))
-    anchors = " ".join(f'<a rel="{rel}" href="/?after={id}">{text}</a>' for rel, text, id in links if id is not None)
-    return render("Accounts", health, button=button, message=message, caption=caption, rows=rows, links=anchors)
-
-
-@lru_cache(maxsize=8)  # a thousand clients may get it at once
-def render_failure(sentence: str, health: str, button: str) -> bytes:
-    """Return the page that is shown if the accounts cannot be read."""
-    message = f"{sentence} <code>docker compose logs db app</code> tells more."
-    return render("No accounts", health, button=button, message=message)
+    return TEMPLATE.substitute(
+        title="No accounts" if trouble else "Accounts",
+        head=HEAD,
+        container=html.escape(CONTAINER),
+        started=STARTED,
+        state="unhealthy" if reason else "healthy",
+        health=html.escape(reason or "healthy"),
+        button=button,
+        message=message,
+        caption=caption,
+        rows=rows,
+        links=" ".join(f'<a rel="{rel}" href="/?after={id}">{text}</a>' for rel, text, id in links if id is not None),
+    ).encode()
 
 
 @lru_cache(maxsize=64)
-def render_json(page: Page, health: str, failed_probes: int) -> bytes:
+def render_json(page: Page, reason: str, failed_probes: int, trouble: str) -> bytes:
     """Return a page for programs."""
     fields = {
         "container": CONTAINER,
         "started": STARTED,
-        "healthy": health == "healthy",
-        "health": health,
+        "healthy": not reason,
+        "health": reason or "healthy",
         "failed_probes": failed_probes,
         "accounts": [{"id": id, "name": name, "email": email} for id, name, email in page.accounts],
         "previous": page.previous,
         "next": page.next,
     }
-    return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+    return json.dumps({"error": trouble} if trouble else fields, ensure_ascii=False).encode() + b"\n"
 
 
 # ---------------------------------------------------------------- the handlers
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
 DATABASE = web.AppKey("DATABASE", Database)
-RETRY_AFTER = {"Retry-After": "2"}
-PUBLIC = {"no answer": "The database does not answer.", "busy": "Too many pages are asked for at once."}
 PROBES = ("cct-probe", "kube-probe/")  # how the User-Agent of probe.py and of the kubelet begins
+NO_PAGE = Page()
+PUBLIC = {"no answer": "The database does not answer.", "busy": "Too many pages are asked for at once."}
+
+HEADERS = {"Cache-Control": "no-store", "Server": "cct", "X-Content-Type-Options": "nosniff"}
+TEXT_HEADERS = HEADERS | {"Content-Type": "text/plain; charset=utf-8"}
+JSON_HEADERS = HEADERS | {"Content-Type": "application/json", "Vary": "Accept"}
+# The browser applies only the style, and runs only the script, that has its hash here.
+STYLE_HASH, SCRIPT_HASH = (f"'sha256-{b64encode(sha256(s.encode()).digest()).decode()}'" for s in (STYLE, SCRIPT))
+HTML_HEADERS = HEADERS | {
+    "Content-Security-Policy": f"default-src 'none'; style-src {STYLE_HASH}; script-src {SCRIPT_HASH}; "
+    "connect-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Content-Type": "text/html; charset=utf-8",
+    "Vary": "Accept",
+}
 
 
 def answer(body: bytes, headers: Mapping[str, str], status: int = 200) -> web.Response:
     """Return a response; while the server is stopping, one that closes its connection."""
     response = web.Response(body=body, headers=headers, status=status)
+    if status == 503:
+        response.headers["Retry-After"] = "2"
     if stopping:
         response.force_close()  # the client's next request goes where the balancer points now
     return response
@@ -199,32 +181,27 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def parse_after(request: web.Request) -> int | None:
     """Parse `after`; return 0 if it is absent, None if it is invalid."""
-    if not request.query_string:
-        return 0
     values = request.query.getall("after", ["0"])
-    value = values[0]
-    if len(values) == 1 and len(value) <= 19 and value.isascii() and value.isdigit() and int(value) <= MAX_ID:
-        return int(value)
+    if len(values) == 1 and re.fullmatch("[0-9]{1,19}", values[0]) and int(values[0]) <= MAX_ID:
+        return int(values[0])
     return None
 
 
 async def show_accounts(request: web.Request) -> web.Response:
     """Answer with a page of accounts: JSON for a client that accepts it and no HTML, HTML for all others."""
-    accept = request.headers.get("Accept", "")
-    as_json = "application/json" in accept and "text/html" not in accept
-    button = BUTTON if request.app[SETTINGS].make_unhealthy == "on" else ""
     if (after := parse_after(request)) is None:
         return text(f"after must be given once, as a whole number from 0 to {MAX_ID}.", 400)
     try:
-        page = await request.app[DATABASE].page(after)
+        page, trouble = await request.app[DATABASE].page(after), ""
     except ReadError as error:
-        sentence = f"{PUBLIC.get(error.kind, 'The accounts cannot be read.')} Try again in a few seconds."
-        if as_json:
-            return answer(json.dumps({"error": sentence}).encode() + b"\n", JSON_HEADERS | RETRY_AFTER, 503)
-        return answer(render_failure(sentence, unhealthy or "healthy", button), HTML_HEADERS | RETRY_AFTER, 503)
-    if as_json:
-        return answer(render_json(page, unhealthy or "healthy", failed_probes), JSON_HEADERS)
-    return answer(render_html(page, unhealthy or "healthy", button), HTML_HEADERS)
+        page = NO_PAGE
+        trouble = f"{PUBLIC.get(error.kind, 'The accounts cannot be read.')} Try again in a few seconds."
+    status = 503 if trouble else 200
+    accept = request.headers.get("Accept", "")
+    if "application/json" in accept and "text/html" not in accept:
+        return answer(render_json(page, unhealthy, failed_probes, trouble), JSON_HEADERS, status)
+    button = BUTTON if request.app[SETTINGS].make_unhealthy == "on" else ""
+    return answer(render_html(page, unhealthy, button, trouble), HTML_HEADERS, status)
 
 
 async def show_health(request: web.Request) -> web.Response:
@@ -310,11 +287,6 @@ class AccessLog(AbstractAccessLogger):
             sys.stdout.write(f"{AccessLog.moment} {request.remote} {request.method} {path!a} {status} {time:.4f} s\n")
 
 
-def is_not_malformed_request(record: logging.LogRecord) -> bool:
-    """Return False for a malformed request: aiohttp logs a traceback, and the access log has its 400 already."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
-
-
 def listeners(host: str, port: int) -> list[socket.socket]:
     """Return a listening socket and 15 copies; exit with a message if the address cannot be used.
 
@@ -329,15 +301,9 @@ def listeners(host: str, port: int) -> list[socket.socket]:
     return [listener, *(listener.dup() for _ in range(15))]
 
 
-def open_files() -> int:
-    """Return how many files may be open, 8,192 if the system allows that many."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # in Docker Engine 29: soft 1,024, hard far more
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
-    return min(hard, 8192)
-
-
-async def housekeeping(runner: web.AppRunner, most: int) -> None:
-    """Four times a second write the access log, and close the oldest of more than `most` connections."""
+async def housekeeping(runner: web.AppRunner) -> None:
+    """Four times a second write the access log, and close the oldest connections above half of the open files."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # a probe needs a descriptor, too
     while server := runner.server:
         sys.stdout.flush()
         AccessLog.moment = now()
@@ -365,7 +331,7 @@ async def serve(settings: Settings) -> None:
     for listener in listeners(settings.host, settings.port):
         await web.SockSite(runner, listener, backlog=4096).start()
     log.info("listening on %s:%d", settings.host, settings.port)
-    house = asyncio.create_task(housekeeping(runner, open_files() // 2))  # a probe needs a descriptor, too
+    house = asyncio.create_task(housekeeping(runner))
     await stop.wait()
     stopping = True
     log.info("stopping")
@@ -379,8 +345,13 @@ def main() -> None:
     """Run the server; exit with a message if it cannot start."""
     settings = Settings.read(os.environ)
     start_log()
+    # aiohttp logs a traceback for a malformed request. The access log has its 400, so nothing is missed without it.
+    logging.getLogger("aiohttp.server").addFilter(
+        lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    )
     gc.set_threshold(10_000)  # does not scan a thousand requests in flight: a sixth more of them a second
-    logging.getLogger("aiohttp.server").addFilter(is_not_malformed_request)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))  # Docker Engine 29 begins with 1,024
     log.info("%s starts", CONTAINER)
     uvloop.run(serve(settings))
 

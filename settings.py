@@ -5,6 +5,7 @@ import ssl
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -19,15 +20,11 @@ def parse(name: str, hint: Any, text: str) -> Any:
     if get_origin(hint) is not Annotated:
         return text
     kind, low, high = get_args(hint)
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not low <= value <= high:
-        raise SystemExit(
-            f"{name} must be {'a whole number' if kind is int else 'a number'} from {low} to {high}, not {text!r}."
-        )
-    return value
+    with suppress(ValueError):
+        if low <= (value := kind(text)) <= high:
+            return value
+    number = "a whole number" if kind is int else "a number"
+    raise SystemExit(f"{name} must be {number} from {low} to {high}, not {text!r}.")
 
 
 @dataclass(frozen=True)
@@ -82,13 +79,10 @@ class Settings:
         """Return the TLS context that DB_TLS asks for, None if it is disabled."""
         if self.db_tls == "disabled":
             return None
-        if self.db_tls == "verify-identity":
-            return ssl.create_default_context()
-        context = ssl.SSLContext(
-            ssl.PROTOCOL_TLS_CLIENT
-        )  # encrypts; MySQL's self-signed certificate cannot be verified
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+        context = ssl.create_default_context()
+        if self.db_tls == "required":  # encrypts only: MySQL's self-signed certificate cannot be verified
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
         return context
 
     def connect_arguments(self) -> dict[str, Any]:
