@@ -16,19 +16,20 @@ log = logging.getLogger("cct")
 Rows = tuple[tuple[Any, ...], ...]
 
 PAGE_SIZE = 50
-POOL_SIZE = 2  # connections, and so queries at a time: more are no faster
+POOL_SIZE = 2  # connections, so at most two queries at once: more were not faster
 MAX_ID = 2**63 - 1  # BIGINT
-# Both halves are ranges of the primary key, so a page costs the same in a table of any size. The first finds where the
-# previous page begins. It selects whole rows: measured, MySQL takes 4 ms longer if it needs the ids alone.
+# The first half goes back a page: the id that it finds is the `after` of the previous page. Both halves are ranges of
+# the primary key, so a page costs the same in a table of any size. To select ids alone would take MySQL 4 ms longer.
 QUERY = """
 (SELECT id, name, email FROM accounts WHERE id <= %s ORDER BY id DESC LIMIT 1 OFFSET %s)
 UNION ALL
 (SELECT id, name, email FROM accounts WHERE id > %s ORDER BY id LIMIT %s)
 """
+# MySQL's error codes, and what they mean here.
 KINDS = {1054: "missing column", 1146: "missing table"} | dict.fromkeys((1044, 1045, 1142, 1143), "no right")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # compared by identity: a cache of rendered pages need not compare the rows
 class Page:
     """Accounts as (id, name, email), and the `after` of the pages beside them, None if there is none."""
 
@@ -37,14 +38,14 @@ class Page:
     next: int | None = None
 
 
-@lru_cache(maxsize=64)  # equal rows give the same Page, so the server renders it once: a tenth of its rate
+@lru_cache(maxsize=64)  # equal rows give the same object, so the server renders it once: 10 % more requests a second
 def make_page(after: int, rows: Rows) -> Page:
     """Return the page whose QUERY for `after` returned these rows."""
     accounts = tuple(sorted(row for row in rows if row[0] > after))  # UNION ALL promises no order
-    before = next((row[0] for row in rows if row[0] <= after), 0)
+    back = next((row[0] for row in rows if row[0] <= after), 0)  # not a whole page back: the first page
     return Page(
         accounts=accounts[:PAGE_SIZE],
-        previous=before if after else None,
+        previous=back if after else None,
         next=accounts[PAGE_SIZE - 1][0] if len(accounts) > PAGE_SIZE else None,
     )
 
@@ -59,7 +60,7 @@ class ReadError(Exception):
 
 def read_error(error: Exception) -> ReadError:
     """Return the ReadError for what the driver raised."""
-    if isinstance(error, MySQLError) and error.sqlstate:  # the database has answered
+    if isinstance(error, MySQLError) and error.sqlstate:  # it comes from the database, not from the driver
         return ReadError(KINDS.get(error.args[0], "refused"), error.args[1])
     return ReadError("no answer", str(error) or "not in time")
 
@@ -73,53 +74,55 @@ class Database:
             minsize=0,
             maxsize=POOL_SIZE,
             autocommit=True,  # each query sees the newest rows
-            stmt_cache_size=8,  # prepared statements: a tenth more pages a second
-            read_timeout=self.timeout,  # for Python 3.11, which may lose the cancellation of a new connection
+            stmt_cache_size=8,  # prepared statements: 12 % more requests a second if each asks for another page
+            read_timeout=self.timeout,  # Python 3.11 (`make local`) may lose the cancellation of a new connection
             **settings.connect_arguments(),
         )
-        self.slots = asyncio.Semaphore(POOL_SIZE)
+        self.slots = asyncio.Semaphore(POOL_SIZE)  # first come, first served, which the pool's own queue is not
         self.waiting: dict[int, asyncio.Task[Page]] = {}  # the reads that wait for a slot, by `after`
-        self.answered = 0.0  # when the last query succeeded, in the loop's time
-        self.trouble = ""  # the kind of error of the last query, empty if it succeeded
+        self.last_success = 0.0  # of a query, in the loop's time
+        self.last_error = ""  # the kind of error of the last query, empty if it succeeded
 
     async def page(self, after: int) -> Page:
         """Return the accounts whose id is above `after`; raise ReadError, after DB_TIMEOUT at the latest.
 
         A request joins a read that waits for a slot, never one whose query has begun: no page is older than its
-        request. Whoever joins inherits the deadline of the first.
+        request. All who join share the deadline of the first, and its end: aiohttp cancels a request only if it is
+        not finished in time when the server stops or closes its connection.
         """
         read = self.waiting.get(after)
-        if read is None or read.done():  # done and still there: it was cancelled
+        if read is None or read.done():  # done, but still waiting: it was cancelled
             read = self.waiting[after] = asyncio.create_task(self.read(after))
         return await read
 
     async def read(self, after: int) -> Page:
-        """Wait for a slot, then query the database; raise ReadError. Log when trouble begins, changes or ends."""
+        """Wait for a slot, then query the database; raise ReadError. Log when errors begin, change or end."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            async with asyncio.timeout_at(began + self.timeout * 3 / 4):  # the last quarter is for the query
+            async with asyncio.timeout_at(began + self.timeout * 3 / 4):  # leaves the query a quarter of the time
                 await self.slots.acquire()
         except TimeoutError:
             del self.waiting[after]
-            kind = "busy" if self.answered > began else "no answer"
+            kind = "busy" if self.last_success > began else "no answer"
             raise ReadError(kind, f"{len(self.waiting)} more pages wait for a slot") from None
         try:
-            await asyncio.sleep(0)  # let the requests of the same turn of the loop join
+            await asyncio.sleep(0)  # what has just arrived can still join: 6 % more requests a second
             del self.waiting[after]
             async with asyncio.timeout_at(began + self.timeout):
                 rows = await self.query(QUERY, after, PAGE_SIZE, after, PAGE_SIZE + 1)
-        except (MySQLError, OSError, RuntimeError) as error:  # timeout and network; a login without TLS
+        except (MySQLError, OSError, RuntimeError) as error:
+            # OSError: the network, the password file, and TimeoutError. RuntimeError: MySQL's login without TLS.
             failure = read_error(error)
-            if failure.kind != self.trouble:
-                self.trouble = failure.kind
+            if failure.kind != self.last_error:
+                self.last_error = failure.kind
                 log.error("accounts cannot be read: %s", failure)
             raise failure from error
         finally:
             self.slots.release()
-        self.answered = loop.time()
-        if self.trouble:
-            self.trouble = ""
+        self.last_success = loop.time()
+        if self.last_error:
+            self.last_error = ""
             log.info("accounts can be read again")
         return make_page(after, rows)
 
@@ -131,7 +134,7 @@ class Database:
                 await cursor.execute(sql, parameters)
                 return tuple(await cursor.fetchall())
         finally:
-            self.pool.release(connection)
+            self.pool.release(connection)  # which drops it if the query was cut off
 
     async def close(self) -> None:
         """Close the connections; give up after a second."""

@@ -23,7 +23,7 @@ COLUMNS = ("name", "email")
 Account = tuple[str, ...]  # a value for each column
 MAX_LENGTH = 254  # characters of a value, as in schema.sql
 INSERT = "INSERT INTO accounts (id, name, email) VALUES (%s, %s, %s)"
-BATCH = 1000  # rows of one INSERT
+BATCH = 1000  # rows
 
 FIRST_NAMES = "Ada Björn Chloé Dmitri Émilie Fatima Grace Håkon Inés Jürgen Kateřina Łukasz María Noor Oğuz Wei".split()
 LAST_NAMES = "Andersson Brontë Çelik Dvořák Esposito García Hopper Itō Jørgensen Kowalski Lovelace Nguyễn 王".split()
@@ -59,14 +59,14 @@ def load(file: str) -> Iterator[Account]:
 
 async def fill(cursor: Cursor, accounts: Iterator[Account], wait: float) -> str:
     """Insert all accounts in one transaction unless the table has rows; TimeoutError after `wait` s of no progress."""
-    async with asyncio.timeout(wait) as limit:  # asyncmy's own timeout waits up to 30 s more for TLS to end
-        await cursor.execute(SCHEMA.read_text())
+    async with asyncio.timeout(wait) as limit:  # asyncmy's read_timeout may take 30 s more, until TLS is closed
+        await cursor.execute(SCHEMA.read_text())  # commits; the transaction begins with the next statement
         await cursor.execute("SELECT EXISTS (SELECT 1 FROM accounts)")
         if await cursor.fetchone() == (1,):
             return "accounts has rows already: nothing to do"
         count, rows = 0, ((id, *account) for id, account in enumerate(accounts, 1))
         while batch := list(itertools.islice(rows, BATCH)):
-            await cursor.executemany(INSERT, batch)  # one statement
+            await cursor.executemany(INSERT, batch)  # asyncmy makes it one INSERT
             limit.reschedule(asyncio.get_running_loop().time() + wait)
             count += len(batch)
             if count % (100 * BATCH) == 0:
@@ -80,8 +80,9 @@ async def seed(settings: Settings) -> None:
 
     The ids begin with 1, so the primary key lets only one of two seeders commit. The other tries again, and finds rows.
     """
-    deadline, trouble = time.monotonic() + settings.seed_wait, ""
-    lock_wait = f"SET innodb_lock_wait_timeout = {int(settings.seed_wait / 2) or 1}"
+    deadline = time.monotonic() + settings.seed_wait
+    lock_wait = f"SET innodb_lock_wait_timeout = {int(settings.seed_wait / 2) or 1}"  # for the other: leaves a retry
+    last_error = ""
     while True:
         accounts = load(settings.seed_file) if settings.seed_file else generate(settings.seed_accounts)
         try:
@@ -92,16 +93,16 @@ async def seed(settings: Settings) -> None:
                 return
         except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: MySQL's login without TLS
             if time.monotonic() > deadline:
-                where, wait = f"{settings.db_host}:{settings.db_port}", f"{settings.seed_wait:g} s"
-                raise SystemExit(f"The database at {where} could not be seeded within {wait}: {error!r}.") from None
-            if trouble != repr(error):
-                trouble = repr(error)
-                log.info("cannot seed yet: %s", trouble)
+                where = f"The database at {settings.db_host}:{settings.db_port}"
+                raise SystemExit(f"{where} could not be seeded within {settings.seed_wait:g} s: {error!r}.") from None
+            if repr(error) != last_error:
+                last_error = repr(error)
+                log.info("cannot seed yet: %s", last_error)
         await asyncio.sleep(0.5)
 
 
 def stop(*_: object) -> None:
-    """Exit at once, and let the database roll back: an exception amid asyncio would print tracebacks."""
+    """Exit at once; the database rolls back. An exception raised here would print asyncio's tracebacks."""
     os.write(2, b"Stopped.\n")
     os._exit(1)
 
@@ -110,7 +111,7 @@ def main() -> None:
     """Run the seeder; exit with a message if it fails."""
     settings = Settings.read(os.environ)
     start_log()
-    signal.signal(signal.SIGTERM, stop)  # process 1 ignores it without a handler
+    signal.signal(signal.SIGTERM, stop)  # without a handler the kernel drops it for process 1
     asyncio.run(seed(settings))
 
 

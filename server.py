@@ -1,7 +1,7 @@
 """The web server of cct: a page of accounts, and the health that the engine watches.
 
 A request passes `guard` and one handler of the table in `make_app`. If it wants accounts, it waits in `Database.page`.
-`answer` makes every response.
+`answer` makes every response but aiohttp's own: 400 for a malformed request, 500 for a mistake in a handler.
 """
 
 import asyncio
@@ -42,9 +42,9 @@ def now() -> str:
     return time.strftime(TIME_FORMAT, time.gmtime())
 
 
-unhealthy = ""  # the flag: why it is lowered, empty while it is up; only a restart raises it
-failed_probes = 0  # probes that have failed since, for the page
-stopping = False  # SIGTERM has come: not ready, all else is still served
+unhealthy = ""  # the health flag: empty while healthy, then the reason; only a restart empties it
+failed_probes = 0  # probes that have failed since then, for the page
+stopping = False  # since SIGTERM: /ready refuses, everything else still works
 
 CONTAINER = socket.gethostname()
 STARTED = now()
@@ -63,14 +63,14 @@ BUTTON = '<form method="post" action="/make-unhealthy"><button>Make unhealthy</b
 
 
 @lru_cache(maxsize=64)
-def render_html(page: Page, reason: str, button: str, trouble: str) -> bytes:
-    """Return a page for people; `reason` is the flag's, `trouble` says why the accounts cannot be read."""
+def render_html(page: Page, unhealthy: str, button: str, error: str) -> bytes:
+    """Return a page for people; `error` says why the accounts cannot be read."""
     message = caption = ""
-    if trouble:
-        message = f"{trouble} <code>docker compose logs db app</code> tells more."
+    if error:
+        message = f"{error} <code>docker compose logs db app</code> tells more."
     elif page.accounts:
         caption = f"{len(page.accounts)} accounts from id {page.accounts[0][0]}"
-    elif page.previous is None:
+    elif page.previous is None:  # the first page
         message = "There are no accounts yet. Run the seeder: <code>docker compose up seeder</code>."
     else:
         message = "There are no accounts here: the last one is before this page."
@@ -80,44 +80,40 @@ def render_html(page: Page, reason: str, button: str, trouble: str) -> bytes:
     )
     links = (("prev", "Previous", page.previous), ("next", "Next", page.next))
     return TEMPLATE.substitute(
-        title="No accounts" if trouble else "Accounts",
+        title="No accounts" if error else "Accounts",
         head=HEAD,
         container=html.escape(CONTAINER),
         started=STARTED,
-        state="unhealthy" if reason else "healthy",
-        health=html.escape(reason or "healthy"),
+        state="unhealthy" if unhealthy else "healthy",
+        health=html.escape(unhealthy or "healthy"),
         button=button,
         message=message,
         caption=caption,
         rows=rows,
-        links=" ".join(f'<a rel="{rel}" href="/?after={id}">{text}</a>' for rel, text, id in links if id is not None),
+        links=" ".join(f'<a rel="{rel}" href="/?after={id}">{name}</a>' for rel, name, id in links if id is not None),
     ).encode()
 
 
 @lru_cache(maxsize=64)
-def render_json(page: Page, reason: str, failed_probes: int, trouble: str) -> bytes:
-    """Return a page for programs."""
+def render_json(page: Page, unhealthy: str, failed_probes: int, error: str) -> bytes:
+    """Return a page for programs; only `error`, if the accounts cannot be read."""
     fields = {
         "container": CONTAINER,
         "started": STARTED,
-        "healthy": not reason,
-        "health": reason or "healthy",
+        "healthy": not unhealthy,
+        "health": unhealthy or "healthy",
         "failed_probes": failed_probes,
         "accounts": [{"id": id, "name": name, "email": email} for id, name, email in page.accounts],
         "previous": page.previous,
         "next": page.next,
     }
-    return json.dumps({"error": trouble} if trouble else fields, ensure_ascii=False).encode() + b"\n"
+    return json.dumps({"error": error} if error else fields, ensure_ascii=False).encode() + b"\n"
 
 
 # ---------------------------------------------------------------- the handlers
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
 DATABASE = web.AppKey("DATABASE", Database)
-PROBES = ("cct-probe", "kube-probe/")  # how the User-Agent of probe.py and of the kubelet begins
-NO_PAGE = Page()
-PUBLIC = {"no answer": "The database does not answer.", "busy": "Too many pages are asked for at once."}
-
 HEADERS = {"Cache-Control": "no-store", "Server": "cct", "X-Content-Type-Options": "nosniff"}
 TEXT_HEADERS = HEADERS | {"Content-Type": "text/plain; charset=utf-8"}
 JSON_HEADERS = HEADERS | {"Content-Type": "application/json", "Vary": "Accept"}
@@ -156,19 +152,19 @@ def is_allowed(host: str, names: str) -> bool:
     with suppress(ValueError):
         ip_address(name.strip("[]"))
         return True
-    return name.lower() in ("", "localhost", *names.lower().replace(",", " ").split())
+    return name.lower() in ("", "localhost", *names.lower().replace(",", " ").split())  # "": HTTP/1.0 names no host
 
 
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse what no handler should see."""
+    """Check the name and the body of a request; put a wrong path or method into words."""
     await asyncio.sleep(0)  # let others run: a client that sends without a pause would keep the loop to itself
     names = request.app[SETTINGS].allowed_hosts
     if names != "*" and not is_allowed(request.headers.get("Host", ""), names):
         return text("The server is not known by this name: see ALLOWED_HOSTS.", 421)
-    if request.body_exists:  # no handler reads one
+    if request.body_exists:
         response = text("No request needs a body here.", 413)
-        response.force_close()
+        response.force_close()  # instead of reading it
         return response
     try:
         return await handler(request)
@@ -187,21 +183,27 @@ def parse_after(request: web.Request) -> int | None:
     return None
 
 
+NO_PAGE = Page()  # always the same object, so that it is rendered once
+SENTENCES = {"no answer": "The database does not answer.", "busy": "Too many pages are asked for at once."}
+
+
 async def show_accounts(request: web.Request) -> web.Response:
-    """Answer with a page of accounts: JSON for a client that accepts it and no HTML, HTML for all others."""
+    """Answer with a page of accounts: JSON if the client accepts JSON but not HTML, otherwise HTML."""
     if (after := parse_after(request)) is None:
         return text(f"after must be given once, as a whole number from 0 to {MAX_ID}.", 400)
     try:
-        page, trouble = await request.app[DATABASE].page(after), ""
-    except ReadError as error:
-        page = NO_PAGE
-        trouble = f"{PUBLIC.get(error.kind, 'The accounts cannot be read.')} Try again in a few seconds."
-    status = 503 if trouble else 200
+        page, status, error = await request.app[DATABASE].page(after), 200, ""
+    except ReadError as failure:
+        sentence = SENTENCES.get(failure.kind, "The accounts cannot be read.")
+        page, status, error = NO_PAGE, 503, f"{sentence} Try again in a few seconds."
     accept = request.headers.get("Accept", "")
     if "application/json" in accept and "text/html" not in accept:
-        return answer(render_json(page, unhealthy, failed_probes, trouble), JSON_HEADERS, status)
+        return answer(render_json(page, unhealthy, failed_probes, error), JSON_HEADERS, status)
     button = BUTTON if request.app[SETTINGS].make_unhealthy == "on" else ""
-    return answer(render_html(page, unhealthy, button, trouble), HTML_HEADERS, status)
+    return answer(render_html(page, unhealthy, button, error), HTML_HEADERS, status)
+
+
+PROBES = ("cct-probe", "kube-probe/")  # how the User-Agent of probe.py and of the kubelet begins
 
 
 async def show_health(request: web.Request) -> web.Response:
@@ -230,12 +232,12 @@ def is_foreign(request: web.Request) -> bool:
     if site := request.headers.get("Sec-Fetch-Site"):
         return site not in ("same-origin", "none")
     # Over plain http, browsers send Sec-Fetch-Site only to localhost.
-    origin = request.headers.get("Origin") or request.headers.get("Referer")
+    origin = request.headers.get("Origin") or request.headers.get("Referer")  # https://host or https://host/...
     return origin is not None and origin.split("/")[2:3] != [request.host]
 
 
 async def make_unhealthy(request: web.Request) -> web.Response:
-    """Lower the flag."""
+    """Set the health flag."""
     global unhealthy
     if request.app[SETTINGS].make_unhealthy == "off":
         return text("/make-unhealthy is switched off here (MAKE_UNHEALTHY=off).", 403)
@@ -244,9 +246,9 @@ async def make_unhealthy(request: web.Request) -> web.Response:
     if not unhealthy:
         cause = f"{request.method} /make-unhealthy from {request.remote}"
         unhealthy = f"unhealthy since {now()}: {cause}"
-        log.warning("flag lowered by %s", cause)
+        log.warning("made unhealthy by %s", cause)
     if request.method == "POST" and "text/html" in request.headers.get("Accept", ""):
-        return text(unhealthy, 303, Location="/")
+        return text(unhealthy, 303, Location="/")  # the page's form in a browser without JavaScript
     return text(unhealthy)
 
 
@@ -274,8 +276,7 @@ def make_app(settings: Settings) -> web.Application:
 class AccessLog(AbstractAccessLogger):
     """One line for each request except successful probes.
 
-    The lines stay in the buffer of stdout until `housekeeping` writes it and updates the time. To do both for each line
-    would cost a third of the rate.
+    `housekeeping` flushes stdout and sets `moment`: doing both for each line would cost a third of the rate.
     """
 
     moment = now()
@@ -290,8 +291,8 @@ class AccessLog(AbstractAccessLogger):
 def listeners(host: str, port: int) -> list[socket.socket]:
     """Return a listening socket and 15 copies; exit with a message if the address cannot be used.
 
-    uvloop accepts one connection for each in a turn of its loop. With a thousand clients a turn is long: with one alone
-    some of them, and maybe a probe, wait for more than two seconds.
+    uvloop accepts one connection a socket in each turn of its loop. With a thousand clients a turn is long: with a
+    single socket new clients, and maybe a probe, wait for more than two seconds. 16 were enough.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -302,15 +303,15 @@ def listeners(host: str, port: int) -> list[socket.socket]:
 
 
 async def housekeeping(runner: web.AppRunner) -> None:
-    """Four times a second write the access log, and close the oldest connections above half of the open files."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # a probe needs a descriptor, too
+    """Write the access log four times a second; close the oldest connections if there are too many."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # of all descriptors: a probe must always get one
     while server := runner.server:
         sys.stdout.flush()
         AccessLog.moment = now()
         oldest = server.connections[:-most]
         for connection in oldest:
-            connection.close()
-        # Requests in flight are finished; a connection that is lost meanwhile must not end this task.
+            connection.close()  # at once, if it is idle
+        # Wait for requests in flight. A connection that is lost meanwhile must not end this task.
         await asyncio.gather(*(connection.shutdown(3.0) for connection in oldest), return_exceptions=True)
         await asyncio.sleep(0.25)
 
@@ -325,19 +326,19 @@ async def serve(settings: Settings) -> None:
         make_app(settings),
         access_log_class=AccessLog,
         auto_decompress=False,  # a megabyte of zipped zeros would keep the loop busy for a second
-        shutdown_timeout=3.0,  # spent twice at worst, and the healer kills after 10 s
+        shutdown_timeout=3.0,  # aiohttp may spend it twice; the engine kills 10 s after SIGTERM, so DRAIN needs more
     )
     await runner.setup()
     for listener in listeners(settings.host, settings.port):
         await web.SockSite(runner, listener, backlog=4096).start()
     log.info("listening on %s:%d", settings.host, settings.port)
-    house = asyncio.create_task(housekeeping(runner))
+    housekeeper = asyncio.create_task(housekeeping(runner))
     await stop.wait()
     stopping = True
     log.info("stopping")
     await asyncio.sleep(settings.drain)
     await runner.cleanup()
-    house.cancel()
+    housekeeper.cancel()
     log.info("stopped")
 
 
@@ -345,13 +346,13 @@ def main() -> None:
     """Run the server; exit with a message if it cannot start."""
     settings = Settings.read(os.environ)
     start_log()
-    # aiohttp logs a traceback for a malformed request. The access log has its 400, so nothing is missed without it.
+    # aiohttp logs a traceback for each malformed request; the access log has the 400 anyway.
     logging.getLogger("aiohttp.server").addFilter(
         lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
     )
-    gc.set_threshold(10_000)  # does not scan a thousand requests in flight: a sixth more of them a second
+    gc.set_threshold(10_000)  # scans a thousand requests in flight less often: 19 % more of them a second
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))  # Docker Engine 29 begins with 1,024
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))  # Docker Engine 29 gives 1,024
     log.info("%s starts", CONTAINER)
     uvloop.run(serve(settings))
 

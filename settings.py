@@ -14,25 +14,25 @@ TIME_FORMAT = "%Y-%m-%d %H:%M:%S UTC"
 
 
 def parse(name: str, hint: Any, text: str) -> Any:
-    """Parse the text of a setting as its type hint says; exit with a message if it is invalid or out of range."""
+    """Parse the text of a setting; exit with a message if it is invalid or out of range.
+
+    The hint of a number is Annotated[type, lowest, highest], that of a choice Literal[options]; all else is text.
+    """
     if get_origin(hint) is Literal and text not in get_args(hint):
         raise SystemExit(f"{name} must be {' or '.join(get_args(hint))}, not {text!r}.")
     if get_origin(hint) is not Annotated:
         return text
-    kind, low, high = get_args(hint)
+    number_type, low, high = get_args(hint)
     with suppress(ValueError):
-        if low <= (value := kind(text)) <= high:
+        if low <= (value := number_type(text)) <= high:
             return value
-    number = "a whole number" if kind is int else "a number"
+    number = "a whole number" if number_type is int else "a number"
     raise SystemExit(f"{name} must be {number} from {low} to {high}, not {text!r}.")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of both programs: PORT in the environment is `port` here. README.md says what each one means.
-
-    A number has its type, its lowest and its highest value, a choice its options.
-    """
+    """The settings of both programs: PORT in the environment is `port` here. README.md says what each one means."""
 
     host: str = "0.0.0.0"
     port: Annotated[int, 1, 65535] = 80
@@ -64,7 +64,7 @@ class Settings:
         if bool(settings.db_password) == bool(settings.db_password_file):
             raise SystemExit("Exactly one of DB_PASSWORD and DB_PASSWORD_FILE must be set.")
         try:
-            settings.current_password()
+            settings.current_password()  # fail now, not at the first connection
         except OSError as error:
             raise SystemExit(f"DB_PASSWORD_FILE cannot be read: {error}.") from None
         return settings
@@ -101,4 +101,4 @@ def start_log() -> None:
     """Write log records to stdout, one line each."""
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(message)s", datefmt=TIME_FORMAT)
-    logging.getLogger("asyncmy").setLevel(logging.ERROR)  # it warns if the table exists already
+    logging.getLogger("asyncmy").setLevel(logging.ERROR)  # it warns of CREATE TABLE IF NOT EXISTS

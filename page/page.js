@@ -2,7 +2,7 @@
 // while the tab is visible.
 const form = document.querySelector("form"), button = document.querySelector("button")
 const list = document.querySelector("ol")
-const [container, started, health] = document.querySelectorAll("dd")
+const [container, started, health] = document.querySelectorAll("dd") // elements; those of `page` are texts
 let heal = JSON.parse(sessionStorage.getItem("heal")), watching = false, leaving = false
 
 const seconds = (at) => ((at - heal.began) / 1000).toFixed(1)
@@ -34,7 +34,8 @@ function end(page) {
   heal = null
   container.textContent = page.container
   started.textContent = page.started
-  health.textContent = health.className = page.health
+  health.textContent = page.health
+  health.className = "healthy"
   if (button) button.disabled = false
 }
 
@@ -44,7 +45,8 @@ async function look() {
     response = await fetch("/", { headers: { Accept: "application/json" }, signal: AbortSignal.timeout(3000) })
     page = await response.json()
   } catch {
-    return leaving || observe(heal.probes < 3 ? "no answer" : "restarting (no answer)")
+    if (!leaving) observe(heal.probes < 3 ? "no answer" : "restarting (no answer)")
+    return
   }
   if (!response.ok) return observe(page.error)
   if (page.healthy) return end(page)
@@ -67,10 +69,10 @@ async function watch() {
 form?.addEventListener("submit", async (event) => {
   event.preventDefault()
   const response = await fetch(form.action, { method: "POST" })
-  if (response.ok) begin("flag lowered")
+  if (response.ok) begin("made unhealthy")
 })
 document.addEventListener("visibilitychange", watch)
-addEventListener("beforeunload", () => leaving = true) // leaving ends the request: that is no "no answer"
+addEventListener("beforeunload", () => leaving = true) // which aborts the request: do not show it as "no answer"
 if (heal) {
   heal.steps.forEach(show)
   watch()

@@ -81,7 +81,7 @@ def test_log_tells_the_story(server: ServerProcess) -> None:
         f"listening on 127.0.0.1:{server.port}",
         "127.0.0.1 GET '/' 200 TIME",
         "127.0.0.1 GET '/?after=%1b[31mx' 400 TIME",
-        "flag lowered by GET /make-unhealthy from 127.0.0.1",
+        "made unhealthy by GET /make-unhealthy from 127.0.0.1",
         "127.0.0.1 GET '/make-unhealthy' 200 TIME",
         "127.0.0.1 GET '/health' 503 TIME",
         "stopping",
