@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,11 +19,18 @@ from settings import Settings
 from tests.database import DatabaseServer, private_database
 from tests.helpers import ROOT, free_port, get, until
 
-pytest_plugins = ["tests.skipped"]
 Client = TestClient[Any, Any]
 MakeClient = Callable[..., Awaitable[Client]]
 Report = Callable[[str], None]
 StartServer = Callable[..., "ServerProcess"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List what was skipped, and what it needs."""
+    reports = terminalreporter.getreports("skipped")
+    skipped = Counter((str(report.longrepr[2]), report.nodeid.partition("::")[0]) for report in reports)
+    for (reason, file), count in sorted(skipped.items()):
+        terminalreporter.line(f"{count} of {file}: {reason}")
 
 
 class ServerProcess:

@@ -5,13 +5,12 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,51 +49,45 @@ class DatabaseServer:
         self.options = [f"--datadir={directory}/data", *(["--user=root"] if os.geteuid() == 0 else [])]
         self.program = server_program()
         self.process: subprocess.Popen[bytes] | None = None
-        self.write_users()
         certificate = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout key.pem -out cert.pem -subj /CN=cct"
         run(*certificate.split(), "-addext", "subjectAltName=IP:127.0.0.1", cwd=directory)
         if "MariaDB" in run(self.program, "--version", cwd=directory):
             run("mariadb-install-db", "--no-defaults", *self.options, cwd=directory)
         else:
             run(self.program, "--no-defaults", "--initialize-insecure", *self.options, cwd=directory)
-
-    def write_users(self) -> None:
-        """Write what the server runs when it starts: the statements of users.sh, and root over TCP for the tests."""
+        # What the server runs when it starts: the statements of users.sh, and root over TCP for the tests.
         statements = (ROOT / "users.sh").read_text().partition("<<SQL\n")[2].removesuffix("SQL\n")
         for user, password in self.passwords.items():
             statements = statements.replace(f"$(cat /run/secrets/{user}/password)", password)
         assert "$" not in statements, "users.sh has more to fill in than passwords"
-        (self.directory / "users.sql").write_text(
+        (directory / "users.sql").write_text(
             f"CREATE DATABASE IF NOT EXISTS cct CHARACTER SET utf8mb4;\n{statements}"
             f"CREATE USER IF NOT EXISTS root@'127.0.0.1' IDENTIFIED BY '{self.passwords['root']}';\n"
             "GRANT ALL ON *.* TO root@'127.0.0.1' WITH GRANT OPTION;\n"
         )
 
     def start(self, *options: str) -> None:
-        """Start the server and wait until it greets a client; exit with its log if it ends instead."""
+        """Start the server and wait until it takes connections; exit with its log if it ends instead."""
         log = self.directory / "log"
         command = [
             *(self.program, "--no-defaults", *self.options, f"--port={self.port}", "--bind-address=127.0.0.1"),
-            *(f"--socket={self.directory}/socket", f"--pid-file={self.directory}/pid", "--skip-name-resolve"),
-            *("--ssl-cert=../cert.pem", "--ssl-key=../key.pem", f"--init-file={self.directory}/users.sql"),
+            *(f"--socket={self.directory}/socket", f"--init-file={self.directory}/users.sql", "--skip-name-resolve"),
+            *("--ssl-cert=../cert.pem", "--ssl-key=../key.pem", *options),
             f"--secure-file-priv={self.directory}",  # MySQL's own folder for that may be missing
-            *("--loose-mysqlx=OFF", *options),  # it would listen on a port that is the same for all
+            "--loose-mysqlx=OFF",  # it would listen on a port that is the same for all
         ]
-        with log.open("ab") as file:  # in a session of its own: Ctrl-C is for the program that stops it
+        with log.open("wb") as file:  # in a session of its own: Ctrl-C is for the program that stops it
             self.process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
-        while self.process.poll() is None:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as connection:
-                if connection.recv(1):
-                    return
+        while "ready for connections" not in log.read_text():
+            if self.process.poll() is not None:
+                raise SystemExit(f"{self.program} ended: {log.read_text()}")
             time.sleep(0.05)
-        raise SystemExit(f"{self.program} ended: {log.read_text()}")
 
     def stop(self) -> None:
         """Stop the server if it runs, and wait for its end."""
         if self.process:
             self.process.terminate()
             self.process.wait()
-            self.process = None
 
     def env(self, user: str) -> dict[str, str]:
         """Return the settings of a program that logs in as a user."""
@@ -120,11 +113,11 @@ class DatabaseServer:
     async def cursor(self, user: str = "root") -> AsyncIterator[Cursor]:
         """Give a cursor of a connection of a user."""
         arguments = Settings.read(self.env(user)).connect_arguments()
-        async with asyncmy.connect(autocommit=True, **arguments) as connection, connection.cursor() as cursor:
-            try:
-                yield cursor
-            finally:
-                await connection.ensure_closed()  # before the loop ends, after an error, too
+        connection = await asyncmy.connect(autocommit=True, **arguments)
+        try:
+            yield connection.cursor()
+        finally:
+            await connection.ensure_closed()  # before the loop ends, after an error, too
 
     def sql(self, statement: str, *parameters: object, user: str = "root") -> Rows:
         """Execute a statement as a user and return its rows, in a thread: an event loop may be running."""

@@ -13,18 +13,16 @@ from tests.helpers import ROOT
 
 
 def start(program: str, settings: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start server.py or seed.py with settings."""
     return subprocess.Popen([sys.executable, ROOT / program], env=os.environ | settings, start_new_session=True)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """Stop a process: SIGTERM, and SIGKILL after 10 s."""
     process.terminate()
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    process.kill()  # if it has not ended
+    process.wait()
 
 
 def serve_and_heal(settings: dict[str, str]) -> None:
