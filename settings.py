@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S UTC"
 
@@ -56,7 +56,7 @@ class Settings:
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> "Settings":
         """Read all settings; exit with a message that names the first invalid one. Empty means the default."""
-        hints = get_type_hints(cls, include_extras=True)
+        hints = cls.__annotations__
         texts = {name: environment.get(name.upper()) for name in hints}
         settings = cls(**{name: parse(name.upper(), hints[name], text) for name, text in texts.items() if text})
         if not settings.db_user:

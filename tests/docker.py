@@ -66,7 +66,6 @@ class Stack:
         return docker("compose", *arguments, cwd=self.folder, env=self.env)
 
     def up(self) -> None:
-        """Start it as the README says."""
         self.compose("up", "-d", "--build", "--wait")
 
     def down(self) -> None:

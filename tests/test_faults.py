@@ -1,10 +1,12 @@
 """Faults of every part of the real stack under a steady load: what clients see, and the recovery without a hand."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +16,6 @@ import pytest
 from tests.conftest import Report
 from tests.docker import Stack, docker, running_stack, start_engine
 from tests.helpers import free_port, until
-
-DB_TIMEOUT = 2.0
-LIMIT = "ALTER USER app WITH MAX_USER_CONNECTIONS"
-LOCK = "LOCK TABLES accounts WRITE; DO SLEEP(3)"
 
 
 class Answer(NamedTuple):
@@ -35,34 +33,33 @@ def since(moment: float, status: int, answers: list[Answer]) -> list[Answer]:
 
 
 @contextmanager
-def load(stack: Stack, *allowed: int) -> Iterator[tuple[list[Answer], list[Answer]]]:
-    """Ask for the page forty times a second, and for the health twenty times; give both kinds of answers as they come.
+def load(stack: Stack, *allowed: int) -> Iterator[list[Answer]]:
+    """Ask for the page forty times a second, and for the health ten times; give the pages as they come.
 
-    At the end each page is a good one or has an allowed status, each is whole, and no row is lost.
+    At the end each page is a good one or has an allowed status, and no row is lost. Unless the server may be gone, as
+    the allowed status 0 says, its health was 200 within a second all the time.
     """
-    pages: list[Answer] = []
-    healths: list[Answer] = []
+    answers: dict[str, list[Answer]] = {"/": [], "/health": []}
     stopped, rows = threading.Event(), stack.sql("CHECKSUM TABLE accounts")
 
-    def ask(path: str, pause: float, answers: list[Answer]) -> None:
-        while not stopped.wait(pause):
-            answers.append(Answer(time.monotonic(), *stack.get(path), time.monotonic()))
+    def ask(path: str) -> None:
+        while not stopped.wait(0.1):
+            answers[path].append(Answer(time.monotonic(), *stack.get(path), time.monotonic()))
 
     with ThreadPoolExecutor(5) as threads:
-        clients = [threads.submit(ask, "/", 0.1, pages) for _ in range(4)]
-        clients.append(threads.submit(ask, "/health", 0.05, healths))
+        clients = threads.map(ask, ("/", "/", "/", "/", "/health"))
         try:
-            until(lambda: since(0, 200, pages), "answering")
-            yield pages, healths
+            until(lambda: since(0, 200, answers["/"]), "answering")
+            yield answers["/"]
         finally:
             stopped.set()
-    for client in clients:
-        client.result()  # raises what ended it
-    for page in pages:
+    list(clients)  # raises what ended one of them
+    for page in answers["/"]:
         assert page.status in (200, *allowed)
         assert page.status != 200 or page.text.count('<th scope="row">') == 50
         assert page.status != 503 or "Try again in a few" in page.text
-        assert page.status == 0 or page.text.endswith("</html>\n")
+    for health in answers["/health"]:
+        assert 0 in allowed or (health.status == 200 and health.ended - health.began < 1)
     assert stack.sql("CHECKSUM TABLE accounts") == rows
 
 
@@ -78,33 +75,19 @@ def on_host(stack: Stack, service: str, command: str) -> None:
     docker("run", "--rm", "--privileged", "--pid=host", "python:3.14-slim", "sh", "-c", f"pid={pid}; {command}")
 
 
-def connections(stack: Stack, which: str) -> list[str]:
-    """Return the ids of the database's connections that meet a condition."""
-    return stack.sql(f"SELECT id FROM information_schema.processlist WHERE {which}").split()
+def alter_user(stack: Stack, change: str) -> None:
+    """Change the app's user in the database, and end its connections; one may end by itself first."""
+    stack.sql(f"ALTER USER app {change}")
+    stack.sql("DO 0", "app", "|| true")  # uses up the one login that may be left
+    ids = stack.sql("SELECT id FROM information_schema.processlist WHERE user = 'app'").split()
+    stack.sql("".join(f"KILL {id};" for id in ids), "root", "--force")
 
 
-def kill_connections(stack: Stack, which: str = "user = 'app'") -> None:
-    """End the connections that meet a condition; one may end by itself first."""
-    stack.sql("".join(f"KILL {id};" for id in connections(stack, which)), "root", "--force")
-
-
-def in_background(stack: Stack, user: str, statements: str) -> None:
-    """Execute statements as a user, and wait until the last of them runs, but not for its end."""
-    stack.sql(statements, user, ">/dev/null 2>&1 &")
-    until(lambda: connections(stack, f"info = '{statements.rpartition('; ')[2]}'"), f"running: {statements}")
-
-
-def use_up_the_connections(stack: Stack) -> None:
-    """Give the app's user one connection, which another client holds."""
-    stack.sql(f"{LIMIT} 1")  # which counts those that are made from now on
-    in_background(stack, "app", "DO SLEEP(60)")
-    kill_connections(stack, "user = 'app' AND IFNULL(info, '') <> 'DO SLEEP(60)'")
-
-
-def change_the_password(stack: Stack) -> None:
-    """Change the app's password in the database alone, as the app itself can."""
-    stack.sql("ALTER USER USER() IDENTIFIED BY 'changed'", "app")
-    kill_connections(stack)
+def lock(stack: Stack, seconds: int) -> None:
+    """Lock the table for some seconds; do not wait for the end."""
+    stack.sql(f"LOCK TABLES accounts WRITE; DO SLEEP({seconds})", "root", ">/dev/null 2>&1 &")
+    sleeping = f"SELECT 1 FROM information_schema.processlist WHERE info = 'DO SLEEP({seconds})'"
+    until(lambda: stack.sql(sleeping), "locked")
 
 
 Fault = Callable[[Stack], object]
@@ -117,14 +100,17 @@ DATABASE_FAULTS: dict[str, tuple[Fault, Fault]] = {
         lambda stack: docker("network", "connect", f"{stack.name}_database", stack.container("app")),
     ),
     "restarted": (lambda stack: stack.compose("restart", "db"), lambda _: None),
-    "out of connections": (use_up_the_connections, lambda stack: stack.sql(f"{LIMIT} 0")),
-    "locked": (lambda stack: in_background(stack, "root", LOCK), lambda _: None),
+    "out of connections": (
+        lambda stack: alter_user(stack, "WITH MAX_CONNECTIONS_PER_HOUR 1"),
+        lambda stack: alter_user(stack, "WITH MAX_CONNECTIONS_PER_HOUR 0"),
+    ),
+    "locked": (lambda stack: lock(stack, 3), lambda _: None),
     "without the table": (
         lambda stack: stack.sql("RENAME TABLE accounts TO gone"),
         lambda stack: stack.sql("RENAME TABLE gone TO accounts"),
     ),
     "with another password": (
-        change_the_password,
+        lambda stack: alter_user(stack, "IDENTIFIED BY 'changed'"),
         lambda stack: stack.exec("db", "bash", "/docker-entrypoint-initdb.d/users.sh", "rotate"),
     ),
 }
@@ -134,7 +120,7 @@ DATABASE_FAULTS: dict[str, tuple[Fault, Fault]] = {
 def test_database(stack: Stack, fault: str, report: Report) -> None:
     start, end = DATABASE_FAULTS[fault]
     started = stack.started()
-    with load(stack, 503) as (pages, healths):
+    with load(stack, 503) as pages:
         began = time.monotonic()
         start(stack)
         until(lambda: since(began, 503, pages), "noticed")
@@ -143,11 +129,8 @@ def test_database(stack: Stack, fault: str, report: Report) -> None:
         healthy = time.monotonic()
         back = until(lambda: since(healthy, 200, pages), "back", 2.5)[0].ended - healthy
     slowest = max(page.ended - page.began for page in pages)
-    lost = len(since(0, 503, pages))
-    report(f"database {fault}: {lost} answers 503, slowest {slowest:.2f} s, back {back:.1f} s after it was healthy")
-    assert slowest <= DB_TIMEOUT + 0.5
-    assert {health.status for health in healths} == {200}
-    assert max(health.ended - health.began for health in healths) < DB_TIMEOUT / 2
+    report(f"database {fault}: slowest {slowest:.2f} s, back {back:.1f} s after it was healthy")
+    assert slowest <= 2.5  # DB_TIMEOUT, and half a second
     assert (stack.started(), stack.inspect("app")["State"]["Health"]["FailingStreak"]) == (started, 0)
 
 
@@ -167,7 +150,7 @@ APP_FAULTS: dict[str, Fault] = {
 @pytest.mark.parametrize("fault", APP_FAULTS)
 def test_app(stack: Stack, fault: str, report: Report) -> None:
     started = stack.started()
-    with load(stack, 0, 503) as (pages, _):
+    with load(stack, 0, 503) as pages:
         began = time.monotonic()
         APP_FAULTS[fault](stack)
         until(lambda: since(began, 0, pages), "noticed")
@@ -190,7 +173,7 @@ def test_killed_healer_is_back_and_heals(stack: Stack) -> None:
 
 def test_killed_seeder_is_back_and_seeds(stack: Stack) -> None:
     stack.sql("TRUNCATE accounts")
-    in_background(stack, "root", LOCK)
+    lock(stack, 10)  # time enough to kill it
     stack.compose("start", "seeder")
     on_host(stack, "seeder", "kill -KILL $pid")
     until(lambda: stack.sql("SELECT COUNT(*) FROM accounts") == "100\n", "seeded")
@@ -201,43 +184,54 @@ def test_full_disk_of_the_database(tmp_path: Path) -> None:
     disk = tmp_path / "disk.yml"
     disk.write_text("volumes: {data: {driver_opts: {type: tmpfs, device: tmpfs, o: size=300m}}}\n")
     with running_stack(tmp_path / "cct", COMPOSE_FILE=f"docker-compose.yml:{disk}") as stack:
-        with pytest.raises(AssertionError, match="No space left"):
-            stack.exec("db", "sh", "-c", "cat /dev/zero >/var/lib/mysql/filler")
+        stack.exec("db", "sh", "-c", "cat /dev/zero >/var/lib/mysql/filler || true")
         with pytest.raises(AssertionError, match=r"is full|Disk full|No space"):
             stack.sql("CREATE TABLE more (id INT)")
-        assert len(stack.page()["accounts"]) == 50
         stack.compose("restart", "app")
         until(lambda: stack.health() == "healthy", "healthy")
         assert len(stack.page()["accounts"]) == 50  # over a new connection
         stack.exec("db", "rm", "/var/lib/mysql/filler")
         stack.sql("CREATE TABLE more (id INT)")
-        assert stack.sql("SELECT COUNT(*) FROM accounts") == "100\n"
 
 
-def test_engine_stopped_and_killed(tmp_path: Path, report: Report) -> None:
-    api = free_port()
-    stack = Stack(tmp_path / "cct", DOCKER_HOST=f"tcp://127.0.0.1:{api}", APP_ADDRESS="0.0.0.0")
-    images = ["mysql:9.7", "willfarrell/autoheal:1.2.0", f"{stack.name}-app", f"{stack.name}-seeder"]
-    engine = f"{stack.name}-engine"
+@pytest.fixture(scope="module")
+def opened(stack: Stack) -> Iterator[Stack]:
+    """Give the same stack, open to the network, on another machine: a container with its name and an engine."""
+    api, opened = free_port(), copy(stack)
+    opened.port = free_port()
+    opened.env = stack.env | {"DOCKER_HOST": f"tcp://127.0.0.1:{api}", "APP_ADDRESS": "0.0.0.0"}
     try:
-        ports = [f"--publish=127.0.0.1:{port}" for port in (f"{api}:2375", f"{stack.port}:{stack.port}")]
-        start_engine(engine, *ports, f"--volume={stack.folder}:{stack.folder}", "docker:28-dind")
-        docker("compose", "build", cwd=stack.folder, env=stack.env | {"DOCKER_HOST": ""})
-        docker("compose", "pull", "--policy", "missing", "db", "autoheal")
-        docker("save", "--output", f"{stack.folder}/images", *images)
-        docker("load", "--input", f"{stack.folder}/images", env=stack.env)
-        stack.compose("up", "-d", "--wait")
-        for end in ("stop", "kill"):
-            started = stack.started()
-            with load(stack, 0, 503) as (pages, _):
-                docker(end, engine)
-                gone = time.monotonic()
-                docker("start", engine)
-                back = until(partial(since, gone, 200, pages), "back")[0].ended - gone
-                until(lambda: stack.health() == "healthy" and stack.health("db") == "healthy", "healthy")
-            report(f"engine, {end}: back {back:.1f} s after its start")
-            assert stack.started() != started
-            assert stack.inspect("autoheal")["State"]["Running"]
+        ports = (f"--publish=127.0.0.1:{api}:2375", f"--publish=127.0.0.1:{opened.port}:{stack.port}")
+        start_engine(stack.name, *ports, f"--volume={stack.folder}:{stack.folder}", "docker:28-dind")
+        docker("save", "--output", f"{stack.folder}/images", *stack.compose("config", "--images").split())
+        docker("load", "--input", f"{stack.folder}/images", env=opened.env)
+        opened.compose("up", "-d", "--wait")
+        yield opened
     finally:
-        docker("rm", "-f", "-v", engine)
-        docker("image", "rm", "--force", *images[2:])
+        docker("rm", "-f", "-v", stack.name)
+
+
+def test_opened_it_serves_the_network_and_cannot_reach_it(opened: Stack) -> None:
+    assert opened.get("/ready") == (200, "ready\n")
+    gateway = docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}").strip()
+    with socket.create_server((gateway, 0)) as outside:
+        attempt = ("python", "-c", f"import socket; socket.create_connection({outside.getsockname()}, 3)")
+        with pytest.raises(AssertionError, match="timed out"):
+            opened.exec("app", *attempt)
+        docker("run", "--rm", "--network=host", f"{opened.name}-app", *attempt, env=opened.env)  # where it is allowed
+    with pytest.raises(AssertionError, match="Temporary failure in name resolution"):  # nobody was asked
+        opened.exec("app", "python", "-c", "import socket; socket.getaddrinfo('example.com', 80)")
+
+
+def test_engine_stopped_and_killed(opened: Stack, report: Report) -> None:
+    for end in ("stop", "kill"):
+        started = opened.started()
+        with load(opened, 0, 503) as pages:
+            docker(end, opened.name)
+            gone = time.monotonic()
+            docker("start", opened.name)
+            back = until(partial(since, gone, 200, pages), "back")[0].ended - gone
+            until(lambda: opened.health() == "healthy" and opened.health("db") == "healthy", "healthy")
+        report(f"engine, {end}: back {back:.1f} s after its start")
+        assert opened.started() != started
+        assert opened.inspect("autoheal")["State"]["Running"]
