@@ -21,15 +21,8 @@ from tests.helpers import until
 
 VALID = b"GET /?after=1 " + HEAD + b"Accept: text/html\r\nConnection: close\r\n\r\n"
 ACCESS = re.compile(r"127\.0\.0\.1 \w+ '.*' \d+ \d+\.\d+ s")
-
-
-@pytest.fixture(autouse=True)
-def descriptors() -> Iterator[None]:
-    """Let the test and its attackers have as many descriptors as they need."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))  # for the tests and their attackers
 
 
 def events(server: ServerProcess) -> list[str]:

@@ -8,7 +8,6 @@ import aiohttp
 import pytest
 
 from database import POOL_SIZE, Database, Page
-from server import render_html
 from settings import Settings
 from tests.conftest import Client, ServerProcess
 from tests.database import DatabaseServer, Rows
@@ -136,16 +135,6 @@ async def test_read_that_is_cancelled_at_any_point_leaves_nobody_waiting(
         turns += 1
     assert turns > 3
     await reader.close()
-
-
-async def test_equal_accounts_are_rendered_once(client: Client, database: DatabaseServer) -> None:
-    render_html.cache_clear()
-    for _ in range(3):
-        await client.get("/")
-    assert render_html.cache_info().misses == 1
-    database.sql("UPDATE cct.accounts SET name = 'Changed' WHERE id = 1")
-    assert "Changed" in await (await client.get("/")).text()
-    assert render_html.cache_info().misses == 2
 
 
 @pytest.mark.parametrize("after", [0, 60])

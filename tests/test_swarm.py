@@ -123,11 +123,9 @@ def test_published_port_answers_on_every_node(app: str) -> None:
 
 
 def test_services_have_the_least_power_and_nobody_else_reads_their_passwords(app: str) -> None:
-    power = "{{.ReadonlyRootfs}} {{.CapDrop}} {{.CapAdd}} {{.Memory}} {{.PidsLimit}}"
-    networks = "{{range $name, $_ := .NetworkSettings.Networks}} {{$name}}{{end}}"
-    form = (
-        '{{index .Config.Labels "com.docker.swarm.service.name"}} {{with .HostConfig}}' + power + "{{end}}" + networks
-    )
+    form = '{{index .Config.Labels "com.docker.swarm.service.name"}}{{with .HostConfig}} {{.ReadonlyRootfs}}'
+    form += " {{.CapDrop}} {{.CapAdd}} {{.Memory}} {{.PidsLimit}}{{end}}"
+    form += "{{range $name, $_ := .NetworkSettings.Networks}} {{$name}}{{end}}"
     command = f"docker inspect --format '{form}' $(docker ps --all --quiet --filter name=cct_)"
     assert {line for node in NODES for line in on(node, command).splitlines()} == {
         "cct_app true [ALL] [] 268435456 64 cct_database cct_web ingress",
