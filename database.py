@@ -1,4 +1,4 @@
-"""How the accounts are read: the query, and the pool that shares it among the requests that wait together."""
+"""How the accounts are read."""
 
 import asyncio
 import logging
@@ -18,8 +18,8 @@ Rows = tuple[tuple[Any, ...], ...]
 PAGE_SIZE = 50
 POOL_SIZE = 2  # connections, so at most two queries at once: more were not faster
 MAX_ID = 2**63 - 1  # BIGINT
-# The first half goes back a page: the id that it finds is the `after` of the previous page. Both halves are ranges of
-# the primary key, so a page costs the same in a table of any size. To select ids alone would take MySQL 4 ms longer.
+# The first half goes back a page: the id that it finds is the `after` of the previous page. Its name and email are not
+# used, but without them MySQL takes 4 ms longer. Both halves are ranges of the primary key: any size costs the same.
 QUERY = """
 (SELECT id, name, email FROM accounts WHERE id <= %s ORDER BY id DESC LIMIT 1 OFFSET %s)
 UNION ALL
@@ -42,7 +42,7 @@ class Page:
 def make_page(after: int, rows: Rows) -> Page:
     """Return the page whose QUERY for `after` returned these rows."""
     accounts = tuple(sorted(row for row in rows if row[0] > after))  # UNION ALL promises no order
-    back = next((row[0] for row in rows if row[0] <= after), 0)  # not a whole page back: the first page
+    back = next((row[0] for row in rows if row[0] <= after), 0)  # none: the previous page is the first
     return Page(
         accounts=accounts[:PAGE_SIZE],
         previous=back if after else None,
@@ -58,7 +58,7 @@ class ReadError(Exception):
         self.kind = kind
 
 
-def read_error(error: Exception) -> ReadError:
+def explain(error: Exception) -> ReadError:
     """Return the ReadError for what the driver raised."""
     if isinstance(error, MySQLError) and error.sqlstate:  # it comes from the database, not from the driver
         return ReadError(KINDS.get(error.args[0], "refused"), error.args[1])
@@ -75,7 +75,7 @@ class Database:
             maxsize=POOL_SIZE,
             autocommit=True,  # each query sees the newest rows
             stmt_cache_size=8,  # prepared statements: 12 % more requests a second if each asks for another page
-            read_timeout=self.timeout,  # Python 3.11 (`make local`) may lose the cancellation of a new connection
+            read_timeout=self.timeout,  # Python 3.11 (`make local`): `wait_for` in asyncmy may swallow a cancellation
             **settings.connect_arguments(),
         )
         self.slots = asyncio.Semaphore(POOL_SIZE)  # first come, first served, which the pool's own queue is not
@@ -87,8 +87,8 @@ class Database:
         """Return the accounts whose id is above `after`; raise ReadError, after DB_TIMEOUT at the latest.
 
         A request joins a read that waits for a slot, never one whose query has begun: no page is older than its
-        request. All who join share the deadline of the first, and its end: aiohttp cancels a request only if it is
-        not finished in time when the server stops or closes its connection.
+        request. All who join share the deadline of the first. If one is cancelled, all end without an answer: aiohttp
+        cancels only what is not finished in time when the server stops or closes the connection.
         """
         read = self.waiting.get(after)
         if read is None or read.done():  # done, but still waiting: it was cancelled
@@ -104,16 +104,16 @@ class Database:
                 await self.slots.acquire()
         except TimeoutError:
             del self.waiting[after]
-            kind = "busy" if self.last_success > began else "no answer"
+            kind = "busy" if self.last_success > began else "no answer"  # busy: it has answered others meanwhile
             raise ReadError(kind, f"{len(self.waiting)} more pages wait for a slot") from None
         try:
             await asyncio.sleep(0)  # what has just arrived can still join: 6 % more requests a second
             del self.waiting[after]
             async with asyncio.timeout_at(began + self.timeout):
-                rows = await self.query(QUERY, after, PAGE_SIZE, after, PAGE_SIZE + 1)
+                rows = await self.query(after)
         except (MySQLError, OSError, RuntimeError) as error:
             # OSError: the network, the password file, and TimeoutError. RuntimeError: MySQL's login without TLS.
-            failure = read_error(error)
+            failure = explain(error)
             if failure.kind != self.last_error:
                 self.last_error = failure.kind
                 log.error("accounts cannot be read: %s", failure)
@@ -126,12 +126,12 @@ class Database:
             log.info("accounts can be read again")
         return make_page(after, rows)
 
-    async def query(self, sql: str, *parameters: int) -> Rows:
-        """Return the rows of a query."""
+    async def query(self, after: int) -> Rows:
+        """Return the rows of QUERY."""
         connection = await self.pool.acquire()  # not `async with`: it turns a cancellation into a KeyError
         try:
             async with connection.cursor() as cursor:
-                await cursor.execute(sql, parameters)
+                await cursor.execute(QUERY, (after, PAGE_SIZE, after, PAGE_SIZE + 1))
                 return tuple(await cursor.fetchall())
         finally:
             self.pool.release(connection)  # which drops it if the query was cut off

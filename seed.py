@@ -59,8 +59,8 @@ def load(file: str) -> Iterator[Account]:
 
 async def fill(cursor: Cursor, accounts: Iterator[Account], wait: float) -> str:
     """Insert all accounts in one transaction unless the table has rows; TimeoutError after `wait` s of no progress."""
-    async with asyncio.timeout(wait) as limit:  # asyncmy's read_timeout may take 30 s more, until TLS is closed
-        await cursor.execute(SCHEMA.read_text())  # commits; the transaction begins with the next statement
+    async with asyncio.timeout(wait) as limit:  # not read_timeout: it may take 30 s more, until TLS is closed
+        await cursor.execute(SCHEMA.read_text())  # commits. Autocommit is off: the next statement begins a transaction
         await cursor.execute("SELECT EXISTS (SELECT 1 FROM accounts)")
         if await cursor.fetchone() == (1,):
             return "accounts has rows already: nothing to do"
@@ -81,7 +81,7 @@ async def seed(settings: Settings) -> None:
     The ids begin with 1, so the primary key lets only one of two seeders commit. The other tries again, and finds rows.
     """
     deadline = time.monotonic() + settings.seed_wait
-    lock_wait = f"SET innodb_lock_wait_timeout = {int(settings.seed_wait / 2) or 1}"  # for the other: leaves a retry
+    lock_wait = f"SET innodb_lock_wait_timeout = {int(settings.seed_wait / 2) or 1}"  # for another seeder; then retry
     last_error = ""
     while True:
         accounts = load(settings.seed_file) if settings.seed_file else generate(settings.seed_accounts)

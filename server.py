@@ -1,7 +1,7 @@
 """The web server of cct: a page of accounts, and the health that the engine watches.
 
 A request passes `guard` and one handler of the table in `make_app`. If it wants accounts, it waits in `Database.page`.
-`answer` makes every response but aiohttp's own: 400 for a malformed request, 500 for a mistake in a handler.
+`answer` makes every response but aiohttp's own: 400 (malformed), 417 (an unknown Expect), 500 (a mistake in a handler).
 """
 
 import asyncio
@@ -55,7 +55,7 @@ STARTED = now()
 FILES = Path(__file__).with_name("page")
 TEMPLATE = Template((FILES / "page.html").read_text())
 STYLE, SCRIPT, ICON = ((FILES / name).read_text() for name in ("page.css", "page.js", "icon.svg"))
-HEAD = (  # inside the page, so that replicas of two versions never mix their files
+ASSETS = (  # inside the page, so that replicas of two versions never mix their files
     f'<link rel="icon" href="data:image/svg+xml;base64,{b64encode(ICON.encode()).decode()}">\n'
     f'<style>{STYLE}</style>\n<script type="module">{SCRIPT}</script>'
 )
@@ -64,7 +64,7 @@ BUTTON = '<form method="post" action="/make-unhealthy"><button>Make unhealthy</b
 
 @lru_cache(maxsize=64)
 def render_html(page: Page, unhealthy: str, button: str, error: str) -> bytes:
-    """Return a page for people; `error` says why the accounts cannot be read."""
+    """Return a page for people. All that changes is a parameter, for the cache; `error`: why there are no accounts."""
     message = caption = ""
     if error:
         message = f"{error} <code>docker compose logs db app</code> tells more."
@@ -81,7 +81,7 @@ def render_html(page: Page, unhealthy: str, button: str, error: str) -> bytes:
     links = (("prev", "Previous", page.previous), ("next", "Next", page.next))
     return TEMPLATE.substitute(
         title="No accounts" if error else "Accounts",
-        head=HEAD,
+        assets=ASSETS,
         container=html.escape(CONTAINER),
         started=STARTED,
         state="unhealthy" if unhealthy else "healthy",
@@ -147,12 +147,11 @@ def is_allowed(host: str, names: str) -> bool:
 
     This stops DNS rebinding: a foreign site could point its own name here, and browsers would let its scripts read us.
     """
-    name, _, port = host.rpartition(":")
-    name = name if port.isdigit() else host
+    name = re.sub(":[0-9]+$", "", host).lower()
     with suppress(ValueError):
         ip_address(name.strip("[]"))
         return True
-    return name.lower() in ("", "localhost", *names.lower().replace(",", " ").split())  # "": HTTP/1.0 names no host
+    return name in ("", "localhost", *names.lower().replace(",", " ").split())  # "": HTTP/1.0 names no host
 
 
 @web.middleware
@@ -191,11 +190,12 @@ async def show_accounts(request: web.Request) -> web.Response:
     """Answer with a page of accounts: JSON if the client accepts JSON but not HTML, otherwise HTML."""
     if (after := parse_after(request)) is None:
         return text(f"after must be given once, as a whole number from 0 to {MAX_ID}.", 400)
+    page, status, error = NO_PAGE, 200, ""
     try:
-        page, status, error = await request.app[DATABASE].page(after), 200, ""
+        page = await request.app[DATABASE].page(after)
     except ReadError as failure:
-        sentence = SENTENCES.get(failure.kind, "The accounts cannot be read.")
-        page, status, error = NO_PAGE, 503, f"{sentence} Try again in a few seconds."
+        status = 503
+        error = f"{SENTENCES.get(failure.kind, 'The accounts cannot be read.')} Try again in a few seconds."
     accept = request.headers.get("Accept", "")
     if "application/json" in accept and "text/html" not in accept:
         return answer(render_json(page, unhealthy, failed_probes, error), JSON_HEADERS, status)
@@ -274,9 +274,9 @@ def make_app(settings: Settings) -> web.Application:
 
 
 class AccessLog(AbstractAccessLogger):
-    """One line for each request except successful probes.
+    """One line for each request, except a 200 from /health or /ready.
 
-    `housekeeping` flushes stdout and sets `moment`: doing both for each line would cost a third of the rate.
+    `write_log` flushes stdout and sets `moment`: doing both for each line would cost a third of the rate.
     """
 
     moment = now()
@@ -302,15 +302,21 @@ def listeners(host: str, port: int) -> list[socket.socket]:
     return [listener, *(listener.dup() for _ in range(15))]
 
 
-async def housekeeping(runner: web.AppRunner) -> None:
-    """Write the access log four times a second; close the oldest connections if there are too many."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # of all descriptors: a probe must always get one
-    while server := runner.server:
+async def write_log() -> None:
+    """Write the lines of the access log, and set the time of the next ones, four times a second."""
+    while True:
         sys.stdout.flush()
         AccessLog.moment = now()
-        oldest = server.connections[:-most]
+        await asyncio.sleep(0.25)
+
+
+async def close_oldest_connections(runner: web.AppRunner) -> None:
+    """Keep half of the descriptors free, so that a probe always gets one."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+    while runner.server:
+        oldest = runner.server.connections[:-most]
         for connection in oldest:
-            connection.close()  # at once, if it is idle
+            connection.close()  # an idle one need not wait for its next request
         # Wait for requests in flight. A connection that is lost meanwhile must not end this task.
         await asyncio.gather(*(connection.shutdown(3.0) for connection in oldest), return_exceptions=True)
         await asyncio.sleep(0.25)
@@ -326,19 +332,20 @@ async def serve(settings: Settings) -> None:
         make_app(settings),
         access_log_class=AccessLog,
         auto_decompress=False,  # a megabyte of zipped zeros would keep the loop busy for a second
-        shutdown_timeout=3.0,  # aiohttp may spend it twice; the engine kills 10 s after SIGTERM, so DRAIN needs more
+        shutdown_timeout=3.0,  # aiohttp may spend it twice. The engine kills 10 s after SIGTERM: allow more with DRAIN
     )
     await runner.setup()
     for listener in listeners(settings.host, settings.port):
         await web.SockSite(runner, listener, backlog=4096).start()
     log.info("listening on %s:%d", settings.host, settings.port)
-    housekeeper = asyncio.create_task(housekeeping(runner))
+    chores = [asyncio.create_task(chore) for chore in (write_log(), close_oldest_connections(runner))]
     await stop.wait()
     stopping = True
     log.info("stopping")
     await asyncio.sleep(settings.drain)
     await runner.cleanup()
-    housekeeper.cancel()
+    for chore in chores:
+        chore.cancel()
     log.info("stopped")
 
 

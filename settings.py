@@ -56,9 +56,8 @@ class Settings:
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> "Settings":
         """Read all settings; exit with a message that names the first invalid one. Empty means the default."""
-        hints = cls.__annotations__
-        texts = {name: environment.get(name.upper()) for name in hints}
-        settings = cls(**{name: parse(name.upper(), hints[name], text) for name, text in texts.items() if text})
+        found = {name: text for name in cls.__annotations__ if (text := environment.get(name.upper()))}
+        settings = cls(**{name: parse(name.upper(), cls.__annotations__[name], text) for name, text in found.items()})
         if not settings.db_user:
             raise SystemExit("DB_USER must name the database user.")
         if bool(settings.db_password) == bool(settings.db_password_file):

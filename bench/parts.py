@@ -21,9 +21,9 @@ class WithoutQuery(Database):
 
     rows: Rows = ()
 
-    async def query(self, sql: str, *parameters: int) -> Rows:
+    async def query(self, after: int) -> Rows:
         """Return the rows that are kept."""
-        self.rows = self.rows or await super().query(sql, *parameters)
+        self.rows = self.rows or await super().query(after)
         return self.rows
 
 

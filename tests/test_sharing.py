@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager, suppress
 import aiohttp
 import pytest
 
-from database import POOL_SIZE, Database, Page
+from database import POOL_SIZE, QUERY, Database, Page
 from settings import Settings
-from tests.conftest import Client, ServerProcess
-from tests.database import DatabaseServer, Rows
+from tests.conftest import ServerProcess
+from tests.database import DatabaseServer
 from tests.helpers import until
 
 HTML, JSON = "text/html", "application/json"
@@ -138,18 +138,15 @@ async def test_read_that_is_cancelled_at_any_point_leaves_nobody_waiting(
 
 
 @pytest.mark.parametrize("after", [0, 60])
-async def test_page_is_a_range_on_the_primary_key(client: Client, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    plan: list[set[str]] = []
-    query = Database.query
-
-    async def explain(self: Database, sql: str, *parameters: int) -> Rows:
-        plan.extend(set(map(str, row)) for row in await query(self, f"EXPLAIN FORMAT=TRADITIONAL {sql}", *parameters))
-        return ()
-
-    monkeypatch.setattr(Database, "query", explain)
-    await client.get(f"/?after={after}")
+async def test_page_is_a_range_on_the_primary_key(
+    database: DatabaseServer, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    monkeypatch.setattr("database.QUERY", f"EXPLAIN FORMAT=TRADITIONAL {QUERY}")
+    reader = Database(Settings.read(database.env("app")))
+    plan = await reader.query(after)
     assert len(plan) == 2
-    assert all({"range", "PRIMARY"} <= part for part in plan)
+    assert all({"range", "PRIMARY"} <= set(map(str, part)) for part in plan)
+    await reader.close()
 
 
 async def test_log_has_a_line_for_each_answer_when_stopped_under_load(server: ServerProcess) -> None:
