@@ -44,13 +44,11 @@ def load(file: str) -> Iterator[Account]:
             if sorted(header) != sorted(COLUMNS):
                 raise SystemExit(f"{file}, line 1: the header must be {','.join(COLUMNS)}, not {','.join(header)!r}.")
             for row in rows:
-                if None in row:
-                    raise SystemExit(f"{file}, line {rows.line_num}: there are more values than columns.")
-                for column in COLUMNS:
-                    if not 0 < len(row[column] or "") <= MAX_LENGTH:
-                        where = f"{file}, line {rows.line_num}, column {column}"
-                        raise SystemExit(f"{where}: 1 to {MAX_LENGTH} characters are needed.")
-                yield tuple(row[column] for column in COLUMNS)
+                account = tuple(row[column] or "" for column in COLUMNS)
+                if None in row or not all(0 < len(value) <= MAX_LENGTH for value in account):
+                    needed = f"{' and '.join(COLUMNS)}, of 1 to {MAX_LENGTH} characters each, and no more"
+                    raise SystemExit(f"{file}, line {rows.line_num}: a line needs {needed}.")
+                yield account
     except csv.Error as error:
         raise SystemExit(f"{file}, line {rows.reader.line_num}: {error}.") from None
     except (OSError, UnicodeDecodeError) as error:

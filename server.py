@@ -18,10 +18,8 @@ import sys
 import time
 from base64 import b64encode
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
-from ipaddress import ip_address
 from pathlib import Path
 from string import Template
 
@@ -116,14 +114,13 @@ SETTINGS = web.AppKey("SETTINGS", Settings)
 DATABASE = web.AppKey("DATABASE", Database)
 HEADERS = {"Cache-Control": "no-store", "Server": "cct", "X-Content-Type-Options": "nosniff"}
 TEXT_HEADERS = HEADERS | {"Content-Type": "text/plain; charset=utf-8"}
-JSON_HEADERS = HEADERS | {"Content-Type": "application/json", "Vary": "Accept"}
+JSON_HEADERS = HEADERS | {"Content-Type": "application/json"}
 # The browser applies only the style, and runs only the script, that has its hash here.
 STYLE_HASH, SCRIPT_HASH = (f"'sha256-{b64encode(sha256(s.encode()).digest()).decode()}'" for s in (STYLE, SCRIPT))
 HTML_HEADERS = HEADERS | {
     "Content-Security-Policy": f"default-src 'none'; style-src {STYLE_HASH}; script-src {SCRIPT_HASH}; "
     "connect-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "Content-Type": "text/html; charset=utf-8",
-    "Vary": "Accept",
 }
 
 
@@ -131,7 +128,7 @@ def answer(body: bytes, headers: Mapping[str, str], status: int = 200) -> web.Re
     """Return a response; while the server is stopping, one that closes its connection."""
     response = web.Response(body=body, headers=headers, status=status)
     if status == 503:
-        response.headers["Retry-After"] = "2"
+        response.headers["Retry-After"] = "2"  # seconds
     if stopping:
         response.force_close()  # the client's next request goes where the balancer points now
     return response
@@ -143,15 +140,10 @@ def text(sentence: str, status: int = 200, **headers: str) -> web.Response:
 
 
 def is_allowed(host: str, names: str) -> bool:
-    """Return whether a Host header is an IP address, localhost or one of the names.
-
-    This stops DNS rebinding: a foreign site could point its own name here, and browsers would let its scripts read us.
-    """
+    """Return whether a Host header is an IP address, localhost or one of the names: this stops DNS rebinding."""
     name = re.sub(":[0-9]+$", "", host).lower()
-    with suppress(ValueError):
-        ip_address(name.strip("[]"))
-        return True
-    return name in ("", "localhost", *names.lower().replace(",", " ").split())  # "": HTTP/1.0 names no host
+    is_address = re.fullmatch(r"[0-9.]*|\[[0-9a-f:.]+\]", name) is not None  # or nothing: HTTP/1.0 names no host
+    return is_address or name in ("localhost", *names.lower().replace(",", " ").split())
 
 
 @web.middleware
@@ -174,25 +166,18 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         return text(f"{request.method} is not allowed here, but {' and '.join(allow)}.", 405, Allow=", ".join(allow))
 
 
-def parse_after(request: web.Request) -> int | None:
-    """Parse `after`; return 0 if it is absent, None if it is invalid."""
-    values = request.query.getall("after", ["0"])
-    if len(values) == 1 and re.fullmatch("[0-9]{1,19}", values[0]) and int(values[0]) <= MAX_ID:
-        return int(values[0])
-    return None
-
-
 NO_PAGE = Page()  # always the same object, so that it is rendered once
 SENTENCES = {"no answer": "The database does not answer.", "busy": "Too many pages are asked for at once."}
 
 
 async def show_accounts(request: web.Request) -> web.Response:
     """Answer with a page of accounts: JSON if the client accepts JSON but not HTML, otherwise HTML."""
-    if (after := parse_after(request)) is None:
+    after, *more = request.query.getall("after", ["0"])
+    if more or not re.fullmatch("[0-9]{1,19}", after) or int(after) > MAX_ID:
         return text(f"after must be given once, as a whole number from 0 to {MAX_ID}.", 400)
     page, status, error = NO_PAGE, 200, ""
     try:
-        page = await request.app[DATABASE].page(after)
+        page = await request.app[DATABASE].page(int(after))
     except ReadError as failure:
         status = 503
         error = f"{SENTENCES.get(failure.kind, 'The accounts cannot be read.')} Try again in a few seconds."
@@ -203,15 +188,12 @@ async def show_accounts(request: web.Request) -> web.Response:
     return answer(render_html(page, unhealthy, button, error), HTML_HEADERS, status)
 
 
-PROBES = ("cct-probe", "kube-probe/")  # how the User-Agent of probe.py and of the kubelet begins
-
-
 async def show_health(request: web.Request) -> web.Response:
     """Liveness: the flag. The database is not asked: restarting this process would not repair it."""
     global failed_probes
     if not unhealthy:
         return text("healthy")
-    if request.headers.get("User-Agent", "").startswith(PROBES):
+    if request.headers.get("User-Agent", "").startswith(("cct-probe", "kube-probe/")):  # probe.py, the kubelet
         failed_probes += 1
     return text(unhealthy, 503)
 
@@ -261,15 +243,11 @@ def make_app(settings: Settings) -> web.Application:
     database = app[DATABASE] = Database(settings)
     app[SETTINGS] = settings
     app.on_cleanup.append(lambda _: database.close())
-    app.add_routes(
-        [
-            web.get("/", show_accounts),
-            web.get("/health", show_health),
-            web.get("/ready", show_readiness),
-            web.get("/make-unhealthy", make_unhealthy, allow_head=False),
-            web.post("/make-unhealthy", make_unhealthy),
-        ]
-    )
+    app.router.add_get("/", show_accounts)
+    app.router.add_get("/health", show_health)
+    app.router.add_get("/ready", show_readiness)
+    app.router.add_get("/make-unhealthy", make_unhealthy, allow_head=False)
+    app.router.add_post("/make-unhealthy", make_unhealthy)
     return app
 
 

@@ -74,25 +74,19 @@ class Settings:
             return Path(self.db_password_file).read_bytes().rstrip(b"\r\n")
         return self.db_password.encode()
 
-    def tls_context(self) -> ssl.SSLContext | None:
-        """Return the TLS context that DB_TLS asks for, None if it is disabled."""
-        if self.db_tls == "disabled":
-            return None
-        context = ssl.create_default_context()
-        if self.db_tls == "required":  # encrypts only: MySQL's self-signed certificate cannot be verified
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        return context
-
     def connect_arguments(self) -> dict[str, Any]:
         """Return the arguments of asyncmy.connect and asyncmy.Pool."""
+        tls = ssl.create_default_context()
+        if self.db_tls == "required":  # encrypts only: MySQL's self-signed certificate cannot be verified
+            tls.check_hostname = False
+            tls.verify_mode = ssl.CERT_NONE
         return {
             "host": self.db_host,
             "port": self.db_port,
             "database": self.db_name,
             "user": self.db_user,
             "password_creator": self.current_password,
-            "ssl": self.tls_context(),
+            "ssl": None if self.db_tls == "disabled" else tls,
         }
 
 

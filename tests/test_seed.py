@@ -12,6 +12,7 @@ import seed
 from tests.database import DatabaseServer, private_database
 from tests.helpers import ROOT, free_port, until
 
+NEEDED = "a line needs name and email, of 1 to 254 characters each, and no more."
 GALERA = Path("/usr/lib/galera/libgalera_smm.so")
 
 
@@ -54,10 +55,10 @@ def test_seeds_a_csv_file(empty_database: DatabaseServer, tmp_path: Path) -> Non
     [
         ("", "line 1: the header must be name,email, not ''."),
         ("name,mail\n", "line 1: the header must be name,email, not 'name,mail'."),
-        ("name,email\n,a@b\n", "line 2, column name: 1 to 254 characters are needed."),
-        ("name,email\nAda," + "x" * 255, "line 2, column email: 1 to 254 characters are needed."),
-        ("name,email\n" + "Ada,a@b\n" * 5000 + "Bob\n", "line 5002, column email: 1 to 254 characters are needed."),
-        ("name,email\nAda,a@b,c\n", "line 2: there are more values than columns."),
+        ("name,email\n,a@b\n", f"line 2: {NEEDED}"),
+        ("name,email\nAda," + "x" * 255, f"line 2: {NEEDED}"),
+        ("name,email\n" + "Ada,a@b\n" * 5000 + "Bob\n", f"line 5002: {NEEDED}"),
+        ("name,email\nAda,a@b,c\n", f"line 2: {NEEDED}"),
         ('name,email\nAda,"a@b\n', "line 2: unexpected end of data."),
         ("name,email\nAda,\xff\n", "'utf-8' codec can't decode byte 0xff in position 15: invalid start byte."),
         (None, "No such file or directory"),
