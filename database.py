@@ -75,7 +75,7 @@ class Database:
             maxsize=POOL_SIZE,
             autocommit=True,  # each query sees the newest rows
             stmt_cache_size=8,  # prepared statements: 12 % more requests a second if each asks for another page
-            read_timeout=self.timeout,  # Python 3.11 (`make local`): `wait_for` in asyncmy may swallow a cancellation
+            read_timeout=self.timeout,  # a second limit: on Python 3.11 (`make local`) asyncmy may ignore the first
             **settings.connect_arguments(),
         )
         self.slots = asyncio.Semaphore(POOL_SIZE)  # first come, first served, which the pool's own queue is not
@@ -88,10 +88,10 @@ class Database:
 
         A request joins a read that waits for a slot, never one whose query has begun: no page is older than its
         request. All who join share the deadline of the first. If one is cancelled, all end without an answer: aiohttp
-        cancels only what is not finished in time when the server stops or closes the connection.
+        cancels only requests that outlast the 3 s of a stop or of a closing.
         """
         read = self.waiting.get(after)
-        if read is None or read.done():  # done, but still waiting: it was cancelled
+        if read is None or read.done():  # done, but never removed: it was cancelled
             read = self.waiting[after] = asyncio.create_task(self.read(after))
         return await read
 

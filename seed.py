@@ -22,7 +22,7 @@ SCHEMA = Path(__file__).with_name("schema.sql")
 COLUMNS = ("name", "email")
 Account = tuple[str, ...]  # a value for each column
 MAX_LENGTH = 254  # characters of a value, as in schema.sql
-INSERT = "INSERT INTO accounts (id, name, email) VALUES (%s, %s, %s)"
+INSERT, ROW = "INSERT INTO accounts (id, name, email) VALUES ", "(%s, %s, %s)"
 BATCH = 1000  # rows
 
 FIRST_NAMES = "Ada Björn Chloé Dmitri Émilie Fatima Grace Håkon Inés Jürgen Kateřina Łukasz María Noor Oğuz Wei".split()
@@ -57,14 +57,15 @@ def load(file: str) -> Iterator[Account]:
 
 async def fill(cursor: Cursor, accounts: Iterator[Account], wait: float) -> str:
     """Insert all accounts in one transaction unless the table has rows; TimeoutError after `wait` s of no progress."""
-    async with asyncio.timeout(wait) as limit:  # not read_timeout: it may take 30 s more, until TLS is closed
+    async with asyncio.timeout(wait) as limit:  # with read_timeout, closing TLS may add 30 s
         await cursor.execute(SCHEMA.read_text())  # commits. Autocommit is off: the next statement begins a transaction
         await cursor.execute("SELECT EXISTS (SELECT 1 FROM accounts)")
         if await cursor.fetchone() == (1,):
             return "accounts has rows already: nothing to do"
         count, rows = 0, ((id, *account) for id, account in enumerate(accounts, 1))
         while batch := list(itertools.islice(rows, BATCH)):
-            await cursor.executemany(INSERT, batch)  # asyncmy makes it one INSERT
+            values = [value for row in batch for value in row]
+            await cursor.execute(INSERT + ", ".join([ROW] * len(batch)), values)
             limit.reschedule(asyncio.get_running_loop().time() + wait)
             count += len(batch)
             if count % (100 * BATCH) == 0:
@@ -74,7 +75,7 @@ async def fill(cursor: Cursor, accounts: Iterator[Account], wait: float) -> str:
 
 
 async def seed(settings: Settings) -> None:
-    """Create the table and fill it, all rows or none; exit with a message if that fails for SEED_WAIT seconds.
+    """Create the table and fill it, all rows or none; try for SEED_WAIT seconds, then exit with a message.
 
     The ids begin with 1, so the primary key lets only one of two seeders commit. The other tries again, and finds rows.
     """
@@ -91,8 +92,8 @@ async def seed(settings: Settings) -> None:
                 return
         except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: MySQL's login without TLS
             if time.monotonic() > deadline:
-                where = f"The database at {settings.db_host}:{settings.db_port}"
-                raise SystemExit(f"{where} could not be seeded within {settings.seed_wait:g} s: {error!r}.") from None
+                message = f"The database at {settings.db_host}:{settings.db_port} could not be seeded"
+                raise SystemExit(f"{message} (SEED_WAIT is {settings.seed_wait:g} s): {error!r}.") from None
             if repr(error) != last_error:
                 last_error = repr(error)
                 log.info("cannot seed yet: %s", last_error)

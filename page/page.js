@@ -68,11 +68,12 @@ async function watch() {
 
 form?.addEventListener("submit", async (event) => {
   event.preventDefault()
-  const response = await fetch(form.action, { method: "POST" })
-  if (response.ok) begin("made unhealthy")
+  const response = await fetch(form.action, { method: "POST" }).catch(() => null)
+  if (response?.ok) begin("made unhealthy")
+  else form.submit() // the browser shows what is wrong
 })
 document.addEventListener("visibilitychange", watch)
-addEventListener("beforeunload", () => leaving = true) // which aborts the request: do not show it as "no answer"
+addEventListener("beforeunload", () => leaving = true) // leaving aborts the request: that is not "no answer"
 if (heal) {
   heal.steps.forEach(show)
   watch()

@@ -82,7 +82,7 @@ def test_keyboard_alone_leads_through_the_pages_and_presses_the_button(
 def test_works_without_javascript(server: ServerProcess, open_page: OpenPage) -> None:
     page = open_page(server.port, java_script_enabled=False)
     page.get_by_role("link", name="Next").click()
-    table = page.get_by_role("table", name="50 accounts from id 51")
+    table = page.get_by_role("table", name="Accounts from id 51 to id 100")
     expect(table.get_by_role("columnheader")).to_have_text(["Id", "Name", "Email"])
     expect(table.get_by_role("rowheader")).to_have_count(50)
     page.get_by_role("button", name="Make unhealthy").click()
@@ -112,7 +112,7 @@ def test_lost_database_has_its_own_page(database: DatabaseServer, server: Server
     expect(page.get_by_role("heading")).to_have_text("Accounts")
 
 
-def test_lost_network_and_a_reload_are_survived_and_a_hidden_tab_rests(
+def test_lost_network_and_reload_are_survived_and_a_hidden_tab_rests(
     server: ServerProcess, open_page: OpenPage
 ) -> None:
     page = open_page(server.port)
@@ -156,6 +156,13 @@ def test_button_works_again_after_the_heal_and_a_flag_that_was_set_elsewhere_is_
     server.get("/make-unhealthy")
     page.reload()
     assert steps(page) == ["found unhealthy"]
+
+
+def test_button_without_a_server_leads_to_the_browsers_own_error(server: ServerProcess, open_page: OpenPage) -> None:
+    page = open_page(server.port)
+    server.stop()
+    page.get_by_role("button").click()
+    page.wait_for_url("chrome-error://**")
 
 
 def test_whole_heal_of_the_real_stack(open_page: OpenPage, tmp_path: Path, report: Report) -> None:

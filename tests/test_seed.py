@@ -147,4 +147,4 @@ def test_database_that_is_cut_off_while_it_is_seeded_ends_in_one_message(empty_d
         process.wait(5)
     code, line = end(process)
     assert code == 1
-    assert line.startswith(f"The database at 127.0.0.1:{empty_database.port} could not be seeded within 2 s: ")
+    assert line.startswith(f"The database at 127.0.0.1:{empty_database.port} could not be seeded (SEED_WAIT is 2 s): ")

@@ -138,9 +138,7 @@ async def test_read_that_is_cancelled_at_any_point_leaves_nobody_waiting(
 
 
 @pytest.mark.parametrize("after", [0, 60])
-async def test_page_is_a_range_on_the_primary_key(
-    database: DatabaseServer, monkeypatch: pytest.MonkeyPatch, after: int
-) -> None:
+async def test_query_is_a_key_range(database: DatabaseServer, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     monkeypatch.setattr("database.QUERY", f"EXPLAIN FORMAT=TRADITIONAL {QUERY}")
     reader = Database(Settings.read(database.env("app")))
     plan = await reader.query(after)
