@@ -112,9 +112,7 @@ def test_lost_database_has_its_own_page(database: DatabaseServer, server: Server
     expect(page.get_by_role("heading")).to_have_text("Accounts")
 
 
-def test_lost_network_and_reload_are_survived_and_a_hidden_tab_rests(
-    server: ServerProcess, open_page: OpenPage
-) -> None:
+def test_lost_network_and_reload_are_survived_and_hidden_tab_rests(server: ServerProcess, open_page: OpenPage) -> None:
     page = open_page(server.port)
     page.get_by_role("button").click()
     expect(page.get_by_text("made unhealthy")).to_be_visible()
