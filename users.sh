@@ -4,7 +4,7 @@ set -e
 mysql_as_root() { MYSQL_PWD=$(cat /run/secrets/root/password) mysql --protocol=socket --user=root; }
 
 if [ "$1" = rotate ]; then
-  for user in app seeder; do # the old password works until the file has the new one
+  for user in app seeder; do # root's never leaves db; an old one works until the file has the new one
     password=$(openssl rand -hex 24)
     mysql_as_root <<<"ALTER USER $user IDENTIFIED BY '$password' RETAIN CURRENT PASSWORD"
     echo "$password" 1<>/run/secrets/$user/password # in place, of equal length: nobody reads an empty or half file
