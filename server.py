@@ -310,7 +310,7 @@ async def serve(settings: Settings) -> None:
         make_app(settings),
         access_log_class=AccessLog,
         auto_decompress=False,  # a megabyte of zipped zeros would keep the loop busy for a second
-        shutdown_timeout=3.0,  # may be spent twice. Engine and healer kill 10 s after SIGTERM: raise that if you set DRAIN
+        shutdown_timeout=3.0,  # may be spent twice. Engine and healer kill 10 s after SIGTERM: with DRAIN, allow more
     )
     await runner.setup()
     for listener in listeners(settings.host, settings.port):
