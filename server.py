@@ -172,7 +172,7 @@ SENTENCES = {"no answer": "The database does not answer.", "busy": "Too many pag
 
 async def show_accounts(request: web.Request) -> web.Response:
     """Answer with a page of accounts: JSON if the client accepts JSON but not HTML, otherwise HTML."""
-    after, *more = request.query.getall("after", ["0"]) if request.query_string else ["0"]  # 3 % faster without one
+    after, *more = request.query.getall("after", ["0"])
     if more or not re.fullmatch("[0-9]{1,19}", after) or int(after) > MAX_ID:
         return text(f"after must be given once, as a whole number from 0 to {MAX_ID}.", 400)
     page, status, error = NO_PAGE, 200, ""
