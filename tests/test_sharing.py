@@ -44,8 +44,7 @@ async def ask_health(stream: Stream) -> None:
 @asynccontextmanager
 async def blocked(server: ServerProcess, database: DatabaseServer, *others: str) -> AsyncIterator[Requests]:
     """Give requests: as many as there may be queries, held up by a lock, and others that wait for the next query."""
-    count = POOL_SIZE + len(others) + 1
-    streams = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(count)]
+    streams = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(POOL_SIZE + len(others) + 1)]
     for stream in streams:
         await ask_health(stream)
     async with database.cursor() as cursor:
