@@ -125,7 +125,7 @@ HTML_HEADERS = HEADERS | {
 
 
 def answer(body: bytes, headers: Mapping[str, str], status: int = 200) -> web.Response:
-    """Return a response; while the server is stopping, one that closes its connection."""
+    """Return a response. A 503 says when to try again; while the server is stopping, all close their connection."""
     response = web.Response(body=body, headers=headers, status=status)
     if status == 503:
         response.headers["Retry-After"] = "2"  # seconds

@@ -76,8 +76,9 @@ class Settings:
 
     def connect_arguments(self) -> dict[str, Any]:
         """Return the arguments of asyncmy.connect and asyncmy.Pool."""
-        tls = ssl.create_default_context()
-        if self.db_tls == "required":  # encrypts only: MySQL's self-signed certificate cannot be verified
+        verify = self.db_tls == "verify-identity"
+        tls = ssl.create_default_context() if verify else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if not verify:  # encrypts only: MySQL's self-signed certificate cannot be verified
             tls.check_hostname = False
             tls.verify_mode = ssl.CERT_NONE
         return {
