@@ -49,7 +49,6 @@ class ServerProcess:
         until(lambda: text in self.log.read_text(), f"in the log: {text}", 10)
 
     def get(self, path: str = "/", timeout: float = 10, **headers: str) -> tuple[int, str]:
-        """Return status and text of an answer, status 0 if there is none."""
         return get(self.port, path, timeout, **headers)
 
     def lines(self) -> list[str]:
@@ -98,7 +97,7 @@ async def database(empty_database: DatabaseServer) -> DatabaseServer:
 
 @pytest.fixture
 def make_client(aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch) -> MakeClient:
-    """Give a function that starts the server with settings, its flag up, and returns a client of it."""
+    """Give a function that starts the server with settings, healthy, and returns a client of it."""
 
     async def make(settings: dict[str, str]) -> Client:
         for name, value in (("unhealthy", ""), ("failed_probes", 0), ("stopping", False)):

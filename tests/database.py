@@ -12,15 +12,13 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import asyncmy
 from asyncmy.cursors import Cursor
 
+from database import Rows
 from settings import Settings
 from tests.helpers import ROOT, free_port
-
-Rows = tuple[tuple[Any, ...], ...]
 
 
 def run(*command: str | Path, cwd: Path) -> str:

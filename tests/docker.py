@@ -94,6 +94,10 @@ class Stack:
         command = f'MYSQL_PWD=$(cat /run/secrets/{user}/password) mysql -u {user} {host} -Ne "{statement}" cct'
         return self.exec("db", "sh", "-c", " ".join([command, *options]))
 
+    def end_app_connections(self) -> None:
+        ids = self.sql("SELECT id FROM information_schema.processlist WHERE user = 'app'").split()
+        self.sql("".join(f"KILL {id};" for id in ids), "root", "--force")  # one may end by itself first
+
     def get(self, path: str = "/", **headers: str) -> tuple[int, str]:
         return get(self.port, path, 10, **headers)
 

@@ -76,11 +76,10 @@ def on_host(stack: Stack, service: str, command: str) -> None:
 
 
 def alter_user(stack: Stack, change: str) -> None:
-    """Change the app's user in the database, and end its connections; one may end by itself first."""
+    """Change the app's user in the database, and end its connections."""
     stack.sql(f"ALTER USER app {change}")
     stack.sql("DO 0", "app", "|| true")  # uses up the one login that may be left
-    ids = stack.sql("SELECT id FROM information_schema.processlist WHERE user = 'app'").split()
-    stack.sql("".join(f"KILL {id};" for id in ids), "root", "--force")
+    stack.end_app_connections()
 
 
 def lock(stack: Stack, seconds: int) -> None:
