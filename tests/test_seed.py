@@ -37,9 +37,11 @@ def test_seeds_a_hundred_plausible_accounts_once(empty_database: DatabaseServer)
     assert empty_database.sql("SELECT * FROM cct.accounts") == tuple(zip(range(1, 101), names, emails, strict=True))
     assert len(set(names)) == len(set(emails)) == 100
     assert {name.isascii() for name in names} == {True, False}
-    empty_database.sql("DELETE FROM cct.accounts WHERE id > 7")
+    empty_database.sql("DELETE FROM cct.accounts WHERE id = 7")
+    empty_database.sql("UPDATE cct.accounts SET name = 'edited' WHERE id = 8")
+    edited = empty_database.sql("SELECT * FROM cct.accounts")
     assert run(empty_database, SEED_ACCOUNTS="500") == (0, "accounts has rows already: nothing to do")
-    assert empty_database.sql("SELECT COUNT(*) FROM cct.accounts") == ((7,),)
+    assert empty_database.sql("SELECT * FROM cct.accounts") == edited
 
 
 def test_seeds_a_csv_file(empty_database: DatabaseServer, tmp_path: Path) -> None:
