@@ -96,13 +96,13 @@ def test_memory_does_not_grow_and_sigterm_ends_the_seeder_with_one_line(empty_da
 
 def test_seeder_killed_at_any_moment_leaves_all_rows_or_none(empty_database: DatabaseServer) -> None:
     for moment in range(10):
-        process = start(empty_database, SEED_ACCOUNTS="20000")
-        until(lambda: empty_database.connections("seeder"), "connected")
+        process = start(empty_database, SEED_ACCOUNTS="100000")
+        until(lambda p=process: p.poll() is not None or empty_database.connections("seeder"), "connected or ended")
         time.sleep(moment * 0.04)  # the last one is about when it ends
         process.kill()
         process.communicate()
-        assert run(empty_database, SEED_ACCOUNTS="20000")[0] == 0  # it leaves a part of the rows as it is
-        assert empty_database.sql("SELECT COUNT(*) FROM cct.accounts") == ((20000,),)
+        assert run(empty_database, SEED_ACCOUNTS="100000")[0] == 0  # it leaves a part of the rows as it is
+        assert empty_database.sql("SELECT COUNT(*) FROM cct.accounts") == ((100000,),)
         empty_database.sql("DROP TABLE cct.accounts")
 
 
