@@ -1,27 +1,37 @@
-# The packages, checked against the hashes in requirements.txt; built again only when that file changes.
+# Three images: db, seeder, app. --chmod: the images work whatever the umask of the clone was.
+
+FROM mysql:9.7 AS db
+COPY --chmod=755 start-db.sh users.sh probe-db.sh /usr/local/bin/
+RUN ln -s /usr/local/bin/users.sh /docker-entrypoint-initdb.d/
+# A first start takes up to two minutes; failures of that time do not count.
+HEALTHCHECK --interval=5s --timeout=3s --start-period=2m --start-interval=1s CMD ["probe-db.sh"]
+ENTRYPOINT ["start-db.sh"]
+CMD ["mysqld"]
+
+# The packages, checked against the hashes in requirements.txt; built again only if that changes.
 FROM python:3.14-slim AS packages
 COPY requirements.txt .
 RUN pip install --no-cache-dir --require-hashes --only-binary :all: --target /packages -r requirements.txt
 
-FROM python:3.14-slim AS base
+FROM python:3.14-slim AS python
 ENV PYTHONPATH=/packages
 WORKDIR /cct
 
-FROM base AS seeder
+FROM python AS seeder
 COPY --from=packages /packages/asyncmy /packages/asyncmy
-COPY settings.py seed.py schema.sql ./
-# Compile all that the programs import: a container may not, and the image has the standard library as source only.
+COPY --chmod=444 settings.py seed.py schema.sql ./
+# Compile the imported modules: a read-only container cannot, and the image lacks the standard library's.
 RUN python -c "import seed"
 USER 10001:10001
 CMD ["python", "-m", "seed"]
 
-FROM base AS app
+FROM python AS app
 COPY --from=packages /packages /packages
-COPY settings.py database.py server.py probe.py ./
-COPY page page
+COPY --chmod=444 settings.py database.py server_log.py run.py server.py probe.py ./
+COPY --chmod=555 page page
 RUN python -c "import http.client, server"
 USER 10001:10001
 EXPOSE 80
-# A start takes a second; failures of its first 5 seconds do not count.
-HEALTHCHECK --interval=5s --timeout=3s --retries=3 --start-period=5s --start-interval=1s CMD ["python", "probe.py"]
+# A start takes a second; failures of the first 5 seconds do not count.
+HEALTHCHECK --interval=5s --timeout=3s --retries=3 --start-period=5s --start-interval=1s CMD ["python", "-m", "probe"]
 CMD ["python", "-m", "server"]

@@ -1,11 +1,11 @@
-"""How the accounts are read."""
+"""How the server reads the accounts: one query, shared by the requests that wait for it."""
 
 import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncmy
 from asyncmy.errors import MySQLError
@@ -13,56 +13,85 @@ from asyncmy.errors import MySQLError
 from settings import Settings
 
 log = logging.getLogger("cct")
-Rows = tuple[tuple[Any, ...], ...]
 
 PAGE_SIZE = 50
 POOL_SIZE = 2  # connections, so at most two queries at once: more were not faster
 MAX_ID = 2**63 - 1  # BIGINT
-# The first half goes back a page: the id that it finds is the `after` of the previous page. Its name and email are not
-# used, but without them MySQL takes 4 ms longer. Both halves are ranges of the primary key: any size costs the same.
+
+# The first half finds the previous page: it goes back PAGE_SIZE accounts, and its id is the
+# `after` of that page. Only the id is used, but MySQL is 4 ms slower without the other columns.
+# Both halves are ranges of the primary key, so a page costs the same at any size of the table.
+# LEFT bounds the memory that a page takes: a table made by hand may hold longer texts.
 QUERY = """
-(SELECT id, name, email FROM accounts WHERE id <= %s ORDER BY id DESC LIMIT 1 OFFSET %s)
+(SELECT id, LEFT(name, 254), LEFT(email, 254) FROM accounts
+ WHERE id <= %s ORDER BY id DESC LIMIT 1 OFFSET %s)
 UNION ALL
-(SELECT id, name, email FROM accounts WHERE id > %s ORDER BY id LIMIT %s)
+(SELECT id, LEFT(name, 254), LEFT(email, 254) FROM accounts
+ WHERE id > %s ORDER BY id LIMIT %s)
 """
-# MySQL's error codes, and what they mean here.
-KINDS = {1054: "missing column", 1146: "missing table"} | dict.fromkeys((1044, 1045, 1142, 1143), "no right")
 
+# MySQL's error codes, and their meaning here.
+KINDS = {
+    1044: "no right",
+    1045: "no right",
+    1054: "missing column",
+    1142: "no right",
+    1143: "no right",
+    1146: "missing table",
+}
 
-@dataclass(frozen=True, eq=False)  # compared by identity: a cache of rendered pages need not compare the rows
-class Page:
-    """Accounts as (id, name, email), and the `after` of the pages beside them, None if there is none."""
-
-    accounts: Rows = ()
-    previous: int | None = None
-    next: int | None = None
-
-
-@lru_cache(maxsize=64)  # equal rows give the same object, so the server renders it once: 10 % more requests a second
-def make_page(after: int, rows: Rows) -> Page:
-    """Return the page whose QUERY for `after` returned these rows."""
-    accounts = tuple(sorted(row for row in rows if row[0] > after))  # UNION ALL promises no order
-    back = next((row[0] for row in rows if row[0] <= after), 0)  # none: the previous page is the first
-    return Page(
-        accounts=accounts[:PAGE_SIZE],
-        previous=back if after else None,
-        next=accounts[PAGE_SIZE - 1][0] if len(accounts) > PAGE_SIZE else None,
-    )
+Rows = tuple[tuple[Any, ...], ...]
 
 
 class ReadError(Exception):
-    """The accounts could not be read; `kind` says why in a word or two."""
+    """The accounts cannot be read. `kind` is the reason in one to three words."""
 
     def __init__(self, kind: str, detail: object) -> None:
         super().__init__(f"{kind}: {detail}")
         self.kind = kind
 
 
-def explain(error: Exception) -> ReadError:
-    """Return the ReadError for what the driver raised."""
-    if isinstance(error, MySQLError) and error.sqlstate:  # it comes from the database, not from the driver
-        return ReadError(KINDS.get(error.args[0], "refused"), error.args[1])
-    return ReadError("no answer", str(error) or "not in time")
+class Account(NamedTuple):
+    """One row of the table."""
+
+    id: int
+    name: str
+    email: str
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity, see make_page
+class Page:
+    """Up to PAGE_SIZE accounts, and the `after` of the pages beside it, None if there is none."""
+
+    accounts: tuple[Account, ...] = ()
+    previous: int | None = None
+    next: int | None = None
+
+
+@lru_cache(maxsize=64)
+def make_page(after: int, rows: Rows) -> Page:
+    """Return the page for the rows of QUERY; raise ReadError if a value has the wrong type.
+
+    Equal rows give the same Page object. The caches of rendered pages in server.py look it up by
+    its identity, so they compare no rows. Together these caches give 10 % more requests a second.
+    """
+    accounts = sorted(make_account(*row) for row in rows)  # UNION ALL promises no order
+    before = [account for account in accounts if account.id <= after]
+    here = [account for account in accounts if account.id > after]
+    previous = before[0].id if before else 0  # 0: the previous page is the first
+    return Page(
+        accounts=tuple(here[:PAGE_SIZE]),
+        previous=previous if after > 0 else None,
+        next=here[PAGE_SIZE - 1].id if len(here) > PAGE_SIZE else None,
+    )
+
+
+def make_account(id: Any, name: Any, email: Any) -> Account:
+    """Return an account; raise ReadError if a value has the wrong type. NULL is an empty text."""
+    for column, value, expected in (("id", id, int), ("name", name, str), ("email", email, str)):
+        if value is not None and not isinstance(value, expected):
+            raise ReadError("wrong type", f"{column} is {type(value).__name__}")
+    return Account(id, name or "", email or "")
 
 
 class Database:
@@ -74,67 +103,89 @@ class Database:
             minsize=0,
             maxsize=POOL_SIZE,
             autocommit=True,  # each query sees the newest rows
-            stmt_cache_size=8,  # prepared statements: 12 % more requests a second if each asks for another page
-            read_timeout=self.timeout,  # a second limit: on Python 3.11 (`make local`) asyncmy may ignore the first
+            stmt_cache_size=8,  # prepared statements: 12 % more requests a second for random pages
+            read_timeout=self.timeout,  # Python 3.11 needs it: there asyncmy may ignore a timeout
             **settings.connect_arguments(),
         )
-        self.slots = asyncio.Semaphore(POOL_SIZE)  # first come, first served, which the pool's own queue is not
-        self.waiting: dict[int, asyncio.Task[Page]] = {}  # the reads that wait for a slot, by `after`
-        self.last_success = 0.0  # of a query, in the loop's time
-        self.last_error = ""  # the kind of error of the last query, empty if it succeeded
+        self.slots = asyncio.Semaphore(POOL_SIZE)  # first in, first out; the pool's queue is not
+        self.waiting: dict[int, asyncio.Task[Page]] = {}  # reads that wait for a slot, by `after`
+        self.last_success = 0.0  # time of the last successful query, on the loop's clock
+        self.last_error = ""  # kind of the last query's error, empty if it succeeded
 
     async def page(self, after: int) -> Page:
-        """Return the accounts whose id is above `after`; raise ReadError, after DB_TIMEOUT at the latest.
+        """Return the accounts whose id is above `after`; raise ReadError within DB_TIMEOUT.
 
-        A request joins a read that waits for a slot, never one whose query has begun: no page is older than its
-        request. All who join share the deadline of the first. If one is cancelled, all end without an answer: aiohttp
-        cancels only requests that outlast the 3 s of a stop or of a closing.
+        A request joins a read that waits for a slot, never one whose query has begun. So no page
+        is older than its request. All requests that share a read have the deadline of the first.
+        Cancelling one request cancels all that share its read: aiohttp cancels only requests
+        that are still running 3 s into a shutdown.
         """
         read = self.waiting.get(after)
-        if read is None or read.done():  # done, but never removed: it was cancelled
-            read = self.waiting[after] = asyncio.create_task(self.read(after))
+        if read is None or read.cancelled():
+            read = asyncio.create_task(self.read_page(after))
+            self.waiting[after] = read
         return await read
 
-    async def read(self, after: int) -> Page:
-        """Wait for a slot, then query the database; raise ReadError. Log when errors begin, change or end."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+    async def read_page(self, after: int) -> Page:
+        """Wait for a slot, then query the database; raise ReadError."""
+        began = asyncio.get_running_loop().time()
+        await self.wait_for_slot(after, began)
         try:
-            async with asyncio.timeout_at(began + self.timeout * 3 / 4):  # leaves the query a quarter of the time
-                await self.slots.acquire()
-        except TimeoutError:
-            del self.waiting[after]
-            kind = "busy" if self.last_success > began else "no answer"  # busy: it has answered others meanwhile
-            raise ReadError(kind, f"{len(self.waiting)} more pages wait for a slot") from None
-        try:
-            await asyncio.sleep(0)  # what has just arrived can still join: 6 % more requests a second
-            del self.waiting[after]
             async with asyncio.timeout_at(began + self.timeout):
-                rows = await self.query(after)
-        except (MySQLError, OSError, RuntimeError) as error:
-            # OSError: the network, the password file, and TimeoutError. RuntimeError: MySQL's login without TLS.
+                page = make_page(after, await self.query(after))
+        except ReadError as error:
+            self.log_error(error)
+            raise
+        except (MySQLError, OSError, RuntimeError, UnicodeDecodeError) as error:
+            # OSError: the network, the password file, and TimeoutError.
+            # RuntimeError: MySQL's login without TLS.
             failure = explain(error)
-            if failure.kind != self.last_error:
-                self.last_error = failure.kind
-                log.error("accounts cannot be read: %s", failure)
+            self.log_error(failure)
             raise failure from error
         finally:
             self.slots.release()
-        self.last_success = loop.time()
-        if self.last_error:
-            self.last_error = ""
-            log.info("accounts can be read again")
-        return make_page(after, rows)
+        self.log_success()
+        return page
+
+    async def wait_for_slot(self, after: int, began: float) -> None:
+        """Take a slot; raise ReadError after three quarters of DB_TIMEOUT.
+
+        Other requests for the same page can join until the slot is taken.
+        """
+        try:
+            await asyncio.sleep(0)  # let requests join that have just arrived: 6 % more a second
+            async with asyncio.timeout_at(began + self.timeout * 3 / 4):
+                await self.slots.acquire()
+        except TimeoutError:
+            database_answers = self.last_success > began
+            kind = "busy" if database_answers else "no answer"
+            detail = f"{len(self.waiting)} pages wait for a slot"
+            raise ReadError(kind, detail) from None
+        finally:
+            del self.waiting[after]
 
     async def query(self, after: int) -> Rows:
         """Return the rows of QUERY."""
-        connection = await self.pool.acquire()  # not `async with`: it turns a cancellation into a KeyError
+        connection = await self.pool.acquire()  # `async with` would turn a cancel into a KeyError
         try:
             async with connection.cursor() as cursor:
                 await cursor.execute(QUERY, (after, PAGE_SIZE, after, PAGE_SIZE + 1))
                 return tuple(await cursor.fetchall())
         finally:
-            self.pool.release(connection)  # which drops it if the query was cut off
+            self.pool.release(connection)  # which drops the connection if the query was cut off
+
+    def log_error(self, error: ReadError) -> None:
+        """Log an error if it is of another kind than the last one."""
+        if error.kind != self.last_error:
+            self.last_error = error.kind
+            log.error("accounts cannot be read: %s", error)
+
+    def log_success(self) -> None:
+        """Log that errors have ended."""
+        self.last_success = asyncio.get_running_loop().time()
+        if self.last_error:
+            self.last_error = ""
+            log.info("accounts can be read again")
 
     async def close(self) -> None:
         """Close the connections; give up after a second."""
@@ -142,3 +193,13 @@ class Database:
         with suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await self.pool.wait_closed()
+
+
+def explain(error: Exception) -> ReadError:
+    """Return the ReadError for an exception of the driver."""
+    if isinstance(error, UnicodeDecodeError):
+        return ReadError("wrong type", error)
+    if isinstance(error, MySQLError) and error.sqlstate:  # sent by the database
+        code, message = error.args[:2]
+        return ReadError(KINDS.get(code, "refused"), message)
+    return ReadError("no answer", str(error) or "not in time")

@@ -1,36 +1,32 @@
-"""The web server of cct: a page of accounts, and the health that the engine watches.
+"""The web application of cct: a page of accounts, and the health that the engine watches.
 
-A request passes `guard` and one handler of the table in `make_app`. If it wants accounts, it waits in `Database.page`.
-`answer` makes every response but aiohttp's own: 400 (malformed), 417 (an unknown Expect), 500 (a mistake in a handler).
+A request passes `guard`, then one of the handlers in `make_app`. The handlers of accounts wait in
+`Database.page`. aiohttp itself answers 400 (malformed), 417 (unknown Expect) and 500 (a mistake).
 """
 
 import asyncio
-import gc
 import html
+import ipaddress
 import json
 import logging
 import os
 import re
-import resource
-import signal
 import socket
-import sys
 import time
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from string import Template
+from urllib.parse import urlsplit
 
-import uvloop
 from aiohttp import web
-from aiohttp.abc import AbstractAccessLogger
-from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
-from database import MAX_ID, Database, Page, ReadError
-from settings import TIME_FORMAT, Settings, start_log
+from database import MAX_ID, Account, Database, Page, ReadError
+from run import run
+from settings import TIME_FORMAT, Settings
 
 log = logging.getLogger("cct")
 
@@ -40,97 +36,112 @@ def now() -> str:
     return time.strftime(TIME_FORMAT, time.gmtime())
 
 
-unhealthy = ""  # the health flag: empty while healthy, then the reason; only a restart empties it
-failed_probes = 0  # probes that have failed since then, for the page
-stopping = False  # since SIGTERM: /ready refuses, everything else still works
+# The health flag: why the server is unhealthy, empty while it is healthy. Only a restart clears it.
+unhealthy_reason = ""
+failed_probes = 0  # probes that failed since the flag was set, for the page
+stopping = False  # since SIGTERM; /ready refuses, everything else still works
 
 CONTAINER = socket.gethostname()
 STARTED = now()
 
 
-# ---------------------------------------------------------------- the page
+def csp_hash(text: str) -> str:
+    """Return the hash that lets a browser use this style or script, and no other."""
+    digest = b64encode(sha256(text.encode()).digest())
+    return f"'sha256-{digest.decode()}'"
+
 
 FILES = Path(__file__).with_name("page")
-TEMPLATE = Template((FILES / "page.html").read_text())
-STYLE, SCRIPT, ICON = ((FILES / name).read_text() for name in ("page.css", "page.js", "icon.svg"))
-ASSETS = (  # inside the page, so that replicas of two versions never mix their files
-    f'<link rel="icon" href="data:image/svg+xml;base64,{b64encode(ICON.encode()).decode()}">\n'
-    f'<style>{STYLE}</style>\n<script type="module">{SCRIPT}</script>'
-)
+STYLE = (FILES / "page.css").read_text()
+SCRIPT = (FILES / "page.js").read_text()
+ICON = (FILES / "icon.svg").read_text()
+TEMPLATE = Template((FILES / "page.html").read_text())  # a literal $ is $$ there
+# The assets are inside the page: replicas of two versions never mix their files.
+ASSETS = f"""<link rel="icon" href="data:image/svg+xml;base64,{b64encode(ICON.encode()).decode()}">
+<style>{STYLE}</style>
+<script type="module">{SCRIPT}</script>"""
 BUTTON = '<form method="post" action="/make-unhealthy"><button>Make unhealthy</button></form>'
+NO_PAGE = Page()  # always this object: the caches below look a page up by its identity
 
 
 @lru_cache(maxsize=64)
-def render_html(page: Page, unhealthy: str, button: str, error: str) -> bytes:
-    """Return a page for people. Each value that changes is a parameter, for the cache. `error`: why no accounts."""
-    message = caption = ""
-    if error:
-        message = f"{error} <code>docker compose logs db app</code> tells more."
-    elif page.accounts:
-        caption = f"Accounts from id {page.accounts[0][0]} to id {page.accounts[-1][0]}"
-    elif page.previous is None:  # the first page
-        message = "There are no accounts yet. Run the seeder: <code>docker compose up seeder</code>."
-    else:
-        message = "There are no accounts here: the last one is before this page."
-    rows = "\n".join(
-        f'<tr><td>{id}</td><th scope="row">{html.escape(name)}</th><td>{html.escape(email)}</td></tr>'
-        for id, name, email in page.accounts
-    )
-    links = (("prev", "Previous", page.previous), ("next", "Next", page.next))
+def render_html(page: Page, reason: str, button: str, error: str) -> bytes:
+    """Return a page for people. `error` says why the accounts cannot be read, or is empty."""
     return TEMPLATE.substitute(
         title="No accounts" if error else "Accounts",
         assets=ASSETS,
         container=html.escape(CONTAINER),
         started=STARTED,
-        state="unhealthy" if unhealthy else "healthy",
-        health=html.escape(unhealthy or "healthy"),
+        state="unhealthy" if reason else "healthy",
+        health=html.escape(reason or "healthy"),
         button=button,
-        message=message,
-        caption=caption,
-        rows=rows,
-        links=" ".join(f'<a rel="{rel}" href="/?after={id}">{name}</a>' for rel, name, id in links if id is not None),
+        message=error or describe(page),
+        rows="\n".join(render_row(account) for account in page.accounts),
+        previous=render_link("prev", "Previous", page.previous),
+        next=render_link("next", "Next", page.next),
     ).encode()
 
 
+def describe(page: Page) -> str:
+    """Return which accounts a page shows, or why it shows none."""
+    if page.accounts:
+        return f"Accounts from id {page.accounts[0].id} to id {page.accounts[-1].id}"
+    if page.previous is None:  # the first page
+        return "There are no accounts yet. Run the seeder."
+    return "There are no accounts here: the last one is before this page."
+
+
+def render_row(account: Account) -> str:
+    """Return a row of the table."""
+    name = html.escape(account.name)
+    email = html.escape(account.email)
+    return f'<tr><td>{account.id}</td><th scope="row">{name}</th><td>{email}</td></tr>'
+
+
+def render_link(relation: str, text: str, after: int | None) -> str:
+    """Return a link to the page after an id, empty if there is no such page."""
+    if after is None:
+        return ""
+    return f'<a rel="{relation}" href="/?after={after}">{text}</a>'
+
+
 @lru_cache(maxsize=64)
-def render_json(page: Page, unhealthy: str, failed_probes: int, error: str) -> bytes:
-    """Return a page for programs; only `error`, if the accounts cannot be read."""
+def render_json(page: Page, reason: str, failed_probes: int, error: str) -> bytes:
+    """Return a page for programs, or only the error."""
     fields = {
         "container": CONTAINER,
         "started": STARTED,
-        "healthy": not unhealthy,
-        "health": unhealthy or "healthy",
+        "healthy": reason == "",
+        "health": reason or "healthy",
         "failed_probes": failed_probes,
-        "accounts": [{"id": id, "name": name, "email": email} for id, name, email in page.accounts],
+        "accounts": [account._asdict() for account in page.accounts],
         "previous": page.previous,
         "next": page.next,
     }
-    return json.dumps({"error": error} if error else fields, ensure_ascii=False).encode() + b"\n"
+    content = {"error": error} if error else fields
+    return json.dumps(content, ensure_ascii=False).encode() + b"\n"
 
 
-# ---------------------------------------------------------------- the handlers
-
-SETTINGS = web.AppKey("SETTINGS", Settings)
-DATABASE = web.AppKey("DATABASE", Database)
 HEADERS = {"Cache-Control": "no-store", "Server": "cct", "X-Content-Type-Options": "nosniff"}
 TEXT_HEADERS = HEADERS | {"Content-Type": "text/plain; charset=utf-8"}
 JSON_HEADERS = HEADERS | {"Content-Type": "application/json"}
-# The browser applies only the style, and runs only the script, that has its hash here.
-STYLE_HASH, SCRIPT_HASH = (f"'sha256-{b64encode(sha256(s.encode()).digest()).decode()}'" for s in (STYLE, SCRIPT))
 HTML_HEADERS = HEADERS | {
-    "Content-Security-Policy": f"default-src 'none'; style-src {STYLE_HASH}; script-src {SCRIPT_HASH}; "
-    "connect-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "Content-Type": "text/html; charset=utf-8",
+    "Content-Security-Policy": (
+        f"default-src 'none'; style-src {csp_hash(STYLE)}; script-src {csp_hash(SCRIPT)}; "
+        "connect-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; "
+        "frame-ancestors 'none'"
+    ),
 }
 
 
 def answer(body: bytes, headers: Mapping[str, str], status: int = 200) -> web.Response:
-    """Return a response. A 503 says when to try again; while the server is stopping, all close their connection."""
+    """Return a response. A 503 says when to try again."""
     response = web.Response(body=body, headers=headers, status=status)
     if status == 503:
         response.headers["Retry-After"] = "2"  # seconds
     if stopping:
-        response.force_close()  # the client's next request goes where the balancer points now
+        response.force_close()  # the client's next request goes to another replica
     return response
 
 
@@ -139,69 +150,101 @@ def text(sentence: str, status: int = 200, **headers: str) -> web.Response:
     return answer(f"{sentence}\n".encode(), TEXT_HEADERS | headers, status)
 
 
-def is_allowed(host: str, names: str) -> bool:
-    """Return whether a Host header is an IP address, localhost or one of the names: this stops DNS rebinding."""
-    name = re.sub(":[0-9]+$", "", host).lower()
-    is_address = re.fullmatch(r"[0-9.]*|\[[0-9a-f:.]+\]", name) is not None  # or nothing: HTTP/1.0 names no host
-    return is_address or name in ("localhost", *names.lower().replace(",", " ").split())
+SETTINGS = web.AppKey("SETTINGS", Settings)
+DATABASE = web.AppKey("DATABASE", Database)
+SENTENCES = {
+    "no answer": "The database does not answer.",
+    "busy": "Too many pages are asked for at once.",
+}
 
 
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Check the name and the body of a request; put a wrong path or method into words."""
-    await asyncio.sleep(0)  # let others run: a client that sends without a pause would keep the loop to itself
-    names = request.app[SETTINGS].allowed_hosts
-    if names != "*" and not is_allowed(request.headers.get("Host", ""), names):
+    """Refuse a wrong Host, a body, a wrong path or method, each with a sentence."""
+    await asyncio.sleep(0)  # a turn for others: a client may send requests without a pause
+    if not is_allowed(request.headers.get("Host", ""), request.app[SETTINGS].allowed_hosts):
         return text("The server is not known by this name: see ALLOWED_HOSTS.", 421)
     if request.body_exists:
         response = text("No request needs a body here.", 413)
-        response.force_close()  # instead of reading it
+        response.force_close()  # instead of reading the body
         return response
     try:
         return await handler(request)
     except web.HTTPNotFound:
-        return text("There is nothing here. Try /, /health, /ready or /make-unhealthy.", 404)
+        return text("There is nothing here. Try /, /health or /ready.", 404)
     except web.HTTPMethodNotAllowed as error:
-        allow = sorted(error.allowed_methods)
-        return text(f"{request.method} is not allowed here, but {' and '.join(allow)}.", 405, Allow=", ".join(allow))
+        methods = sorted(error.allowed_methods)
+        sentence = f"{request.method} is not allowed here, but {' and '.join(methods)}."
+        return text(sentence, 405, Allow=", ".join(methods))
 
 
-NO_PAGE = Page()  # always the same object, so that it is rendered once
-SENTENCES = {"no answer": "The database does not answer.", "busy": "Too many pages are asked for at once."}
+@lru_cache(maxsize=64)
+def is_allowed(host: str, names: str) -> bool:
+    """Return whether a Host header is an address, localhost or one of the names.
+
+    Other names may belong to a hostile site that points them here (DNS rebinding).
+    """
+    if names == "*" or not host:  # HTTP/1.0 names no host
+        return True
+    name = re.sub(":[0-9]*$", "", host).removesuffix(".").lower()
+    if name in ("localhost", *names.lower().replace(",", " ").split()):
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 async def show_accounts(request: web.Request) -> web.Response:
-    """Answer with a page of accounts: JSON if the client accepts JSON but not HTML, otherwise HTML."""
-    after, *more = request.query.getall("after", ["0"])
-    if more or not re.fullmatch("[0-9]{1,19}", after) or int(after) > MAX_ID:
+    """Answer with a page of accounts, or with a 503 that says why they cannot be read."""
+    after = parse_after(request.query.getall("after", ["0"]))
+    if after is None:
         return text(f"after must be given once, as a whole number from 0 to {MAX_ID}.", 400)
-    page, status, error = NO_PAGE, 200, ""
     try:
-        page = await request.app[DATABASE].page(int(after))
+        page = await request.app[DATABASE].page(after)
     except ReadError as failure:
-        status = 503
-        error = f"{SENTENCES.get(failure.kind, 'The accounts cannot be read.')} Try again in a few seconds."
+        sentence = SENTENCES.get(failure.kind, "The accounts cannot be read.")
+        return show(request, NO_PAGE, f"{sentence} Try again in a few seconds.")
+    return show(request, page, "")
+
+
+def show(request: web.Request, page: Page, error: str) -> web.Response:
+    """Return a page as JSON if the client accepts JSON but not HTML, otherwise as HTML."""
+    status = 503 if error else 200
     accept = request.headers.get("Accept", "")
     if "application/json" in accept and "text/html" not in accept:
-        return answer(render_json(page, unhealthy, failed_probes, error), JSON_HEADERS, status)
+        body = render_json(page, unhealthy_reason, failed_probes, error)
+        return answer(body, JSON_HEADERS, status)
     button = BUTTON if request.app[SETTINGS].make_unhealthy == "on" else ""
-    return answer(render_html(page, unhealthy, button, error), HTML_HEADERS, status)
+    return answer(render_html(page, unhealthy_reason, button, error), HTML_HEADERS, status)
+
+
+def parse_after(values: list[str]) -> int | None:
+    """Return the `after` of a query; None if it is invalid or given twice."""
+    if len(values) != 1 or not re.fullmatch("[0-9]{1,19}", values[0]):
+        return None
+    after = int(values[0])
+    return after if after <= MAX_ID else None
 
 
 async def show_health(request: web.Request) -> web.Response:
     """Liveness: the flag. The database is not asked: restarting this process would not repair it."""
     global failed_probes
-    if not unhealthy:
+    if not unhealthy_reason:
         return text("healthy")
-    if request.headers.get("User-Agent", "").startswith(("cct-probe", "kube-probe/")):  # probe.py, the kubelet
+    agent = request.headers.get("User-Agent", "")
+    if agent.startswith(("cct-probe", "kube-probe/")):  # probe.py, the kubelet
         failed_probes += 1
-    return text(unhealthy, 503)
+    return text(unhealthy_reason, 503)
 
 
 async def show_readiness(request: web.Request) -> web.Response:
     """Readiness: the flag, and whether the first page can be read."""
-    if stopping or unhealthy:
-        return text("stopping" if stopping else unhealthy, 503)
+    if stopping:
+        return text("stopping", 503)
+    if unhealthy_reason:
+        return text(unhealthy_reason, 503)
     try:
         await request.app[DATABASE].page(0)
     except ReadError as error:
@@ -209,137 +252,61 @@ async def show_readiness(request: web.Request) -> web.Response:
     return text("ready")
 
 
-def is_foreign(request: web.Request) -> bool:
-    """Return whether a browser sent the request on behalf of another site."""
-    if site := request.headers.get("Sec-Fetch-Site"):
-        return site not in ("same-origin", "none")
-    # Over plain http, browsers send Sec-Fetch-Site only to localhost.
-    origin = request.headers.get("Origin") or request.headers.get("Referer")  # https://host or https://host/...
-    return origin is not None and origin.split("/")[2:3] != [request.host]
-
-
 async def make_unhealthy(request: web.Request) -> web.Response:
     """Set the health flag."""
-    global unhealthy
-    if request.app[SETTINGS].make_unhealthy == "off":
-        return text("/make-unhealthy is switched off here (MAKE_UNHEALTHY=off).", 403)
+    global unhealthy_reason
     if is_foreign(request):
         return text("/make-unhealthy does not take requests from other sites.", 403)
-    if not unhealthy:
+    if not unhealthy_reason:
         cause = f"{request.method} /make-unhealthy from {request.remote}"
-        unhealthy = f"unhealthy since {now()}: {cause}"
+        unhealthy_reason = f"unhealthy since {now()}: {cause}"
         log.warning("made unhealthy by %s", cause)
     if request.method == "POST" and "text/html" in request.headers.get("Accept", ""):
-        return text(unhealthy, 303, Location="/")  # the page's form in a browser without JavaScript
-    return text(unhealthy)
+        return text(unhealthy_reason, 303, Location="/")  # the form, without JavaScript
+    return text(unhealthy_reason)
 
 
-# ---------------------------------------------------------------- the application
+def is_foreign(request: web.Request) -> bool:
+    """Return whether a browser sent the request on behalf of another site."""
+    site = request.headers.get("Sec-Fetch-Site")
+    if site:
+        return site not in ("same-origin", "none")
+    # Over plain HTTP, browsers send Sec-Fetch-Site only to localhost.
+    origin = request.headers.get("Origin") or request.headers.get("Referer")
+    return origin is not None and urlsplit(origin).netloc != request.host
 
 
 def make_app(settings: Settings) -> web.Application:
-    """Return the application. It connects at the first request, so the server starts without a database, too."""
+    """Return the application. It needs no database to start: the first request connects."""
     app = web.Application(middlewares=[guard])
-    database = app[DATABASE] = Database(settings)
     app[SETTINGS] = settings
-    app.on_cleanup.append(lambda _: database.close())
+    app.cleanup_ctx.append(open_database)
     app.router.add_get("/", show_accounts)
     app.router.add_get("/health", show_health)
     app.router.add_get("/ready", show_readiness)
-    app.router.add_get("/make-unhealthy", make_unhealthy, allow_head=False)
-    app.router.add_post("/make-unhealthy", make_unhealthy)
+    if settings.make_unhealthy == "on":
+        app.router.add_get("/make-unhealthy", make_unhealthy, allow_head=False)
+        app.router.add_post("/make-unhealthy", make_unhealthy)
     return app
 
 
-class AccessLog(AbstractAccessLogger):
-    """One line for each request, except a 200 from /health or /ready.
-
-    `write_log` flushes stdout and sets `moment`: doing both for each line would cost a third of the rate.
-    """
-
-    moment = now()
-
-    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
-        """Add a line; `time` in seconds."""
-        path, status = request.raw_path, response.status
-        if status != 200 or path not in ("/health", "/ready"):
-            sys.stdout.write(f"{AccessLog.moment} {request.remote} {request.method} {path!a} {status} {time:.4f} s\n")
+async def open_database(app: web.Application) -> AsyncIterator[None]:
+    """Give the application a database; close its connections when the application stops."""
+    app[DATABASE] = Database(app[SETTINGS])
+    yield
+    await app[DATABASE].close()
 
 
-def listeners(host: str, port: int) -> list[socket.socket]:
-    """Return a listening socket and 15 copies; exit with a message if the address cannot be used.
-
-    uvloop accepts one connection a socket in each turn of its loop. With a thousand clients a turn is long: with a
-    single socket new clients, and maybe a probe, wait for more than two seconds. 16 were enough.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, dualstack_ipv6=host == "::")
-    except OSError as error:
-        raise SystemExit(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
-    return [listener, *(listener.dup() for _ in range(15))]
-
-
-async def write_log() -> None:
-    """Write the lines of the access log, and set the time of the next ones, four times a second."""
-    while True:
-        sys.stdout.flush()
-        AccessLog.moment = now()
-        await asyncio.sleep(0.25)
-
-
-async def close_oldest_connections(runner: web.AppRunner) -> None:
-    """Keep half of the descriptors free, so that a probe always gets one."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
-    while runner.server:
-        oldest = runner.server.connections[:-most]
-        for connection in oldest:
-            connection.close()  # an idle one need not wait for its next request
-        # Wait for requests in flight. A connection that is lost meanwhile must not end this task.
-        await asyncio.gather(*(connection.shutdown(3.0) for connection in oldest), return_exceptions=True)
-        await asyncio.sleep(0.25)
-
-
-async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then for DRAIN seconds without being ready; finish the requests in flight."""
+def stop_being_ready() -> None:
+    """Have /ready refuse, and each response close its connection."""
     global stopping
-    stop = asyncio.Event()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
-    runner = web.AppRunner(
-        make_app(settings),
-        access_log_class=AccessLog,
-        auto_decompress=False,  # a megabyte of zipped zeros would keep the loop busy for a second
-        shutdown_timeout=3.0,  # may be spent twice. Engine and healer kill 10 s after SIGTERM: with DRAIN, allow more
-    )
-    await runner.setup()
-    for listener in listeners(settings.host, settings.port):
-        await web.SockSite(runner, listener, backlog=4096).start()
-    log.info("listening on %s:%d", settings.host, settings.port)
-    chores = [asyncio.create_task(chore) for chore in (write_log(), close_oldest_connections(runner))]
-    await stop.wait()
     stopping = True
-    log.info("stopping")
-    await asyncio.sleep(settings.drain)
-    await runner.cleanup()
-    for chore in chores:
-        chore.cancel()
-    log.info("stopped")
 
 
 def main() -> None:
-    """Run the server; exit with a message if it cannot start."""
-    settings = Settings.read(os.environ)
-    start_log()
-    # aiohttp logs a traceback for each malformed request; the access log has the 400 anyway.
-    logging.getLogger("aiohttp.server").addFilter(
-        lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
-    )
-    gc.set_threshold(10_000)  # scans a thousand requests in flight less often: 19 % more of them a second
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))  # Docker Engine 29 gives 1,024
-    log.info("%s starts", CONTAINER)
-    uvloop.run(serve(settings))
+    """Run the server until SIGTERM; exit with a message if it cannot start."""
+    settings = Settings(os.environ)
+    run(make_app(settings), settings, on_stop=stop_being_ready)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,65 @@
-# Makes the users of the database, with the passwords of /run/secrets/<user>/password. MySQL's image runs it on the first
-# start. New passwords: docker compose exec db bash /docker-entrypoint-initdb.d/users.sh rotate
-set -e
-mysql_as_root() { MYSQL_PWD=$(cat /run/secrets/root/password) mysql --protocol=socket --user=root; }
+#!/usr/bin/env bash
+# The users of the database and their passwords.
+#
+#   users.sh            create the users; MySQL's image runs this on the first start of db
+#   users.sh passwords  make the passwords that are missing; start-db.sh runs this
+#   users.sh rotate     replace the passwords of app and seeder, while everything runs
+set -euo pipefail
 
-if [ "$1" = rotate ]; then
-  for user in app seeder; do # root's never leaves db; an old one works until the file has the new one
-    password=$(openssl rand -hex 24)
-    mysql_as_root <<<"ALTER USER $user IDENTIFIED BY '$password' RETAIN CURRENT PASSWORD"
-    echo "$password" 1<>/run/secrets/$user/password # in place, of equal length: nobody reads an empty or half file
-    mysql_as_root <<<"ALTER USER $user DISCARD OLD PASSWORD"
-  done
-  exit
-fi
+# Each password is a file in a volume that db shares only with the service of that user.
+password_file() { # USER
+  echo "/run/secrets/$1/password"
+}
 
-mysql_as_root <<SQL
-CREATE USER IF NOT EXISTS app, seeder;
-ALTER USER app IDENTIFIED BY '$(cat /run/secrets/app/password)' REQUIRE SSL;
-ALTER USER seeder IDENTIFIED BY '$(cat /run/secrets/seeder/password)' REQUIRE SSL;
+sql_as_root() {
+  MYSQL_PWD=$(cat "$(password_file root)") mysql --protocol=socket --user=root
+}
+
+make_password() { # FILE
+  # The service reads its password as user 10001, db as group mysql.
+  openssl rand -hex 24 | install -o 10001 -g mysql -m 440 /dev/stdin "$1"
+}
+
+create_users() {
+  sql_as_root <<SQL
+CREATE USER IF NOT EXISTS app IDENTIFIED BY '$(cat "$(password_file app)")' REQUIRE SSL;
+CREATE USER IF NOT EXISTS seeder IDENTIFIED BY '$(cat "$(password_file seeder)")' REQUIRE SSL;
 GRANT SELECT ON cct.* TO app;
 GRANT CREATE, INSERT, SELECT ON cct.* TO seeder;
 SQL
+  touch /var/lib/mysql/cct-first-start-complete # start-db.sh looks for this file
+}
+
+make_missing_passwords() {
+  for user in root seeder app; do
+    file=$(password_file "$user")
+    if [ ! -s "$file" ]; then
+      make_password "$file"
+    fi
+  done
+}
+
+rotate_password() { # USER
+  file=$(password_file "$1")
+  if ! make_password "$file.new" 2>/dev/null; then
+    echo "$file cannot be replaced here. Rotate as docs/swarm.md or docs/kubernetes.md says." >&2
+    exit 1
+  fi
+  # The old password works until the file holds the new one.
+  sql_as_root <<<"ALTER USER $1 IDENTIFIED BY '$(cat "$file.new")' RETAIN CURRENT PASSWORD"
+  mv "$file.new" "$file"
+  sql_as_root <<<"ALTER USER $1 DISCARD OLD PASSWORD"
+}
+
+case ${1:-create} in
+  create) create_users ;;
+  passwords) make_missing_passwords ;;
+  rotate)
+    rotate_password app
+    rotate_password seeder # root's password never leaves db
+    ;;
+  *)
+    echo "Usage: users.sh [passwords|rotate]" >&2
+    exit 1
+    ;;
+esac

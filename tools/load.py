@@ -1,0 +1,115 @@
+"""The load of the Swarm and Kubernetes tests: eight clients in a container that never try again.
+
+`load` starts this file in the container. Half of its clients keep their connection, the others
+make a new one for each request.
+"""
+
+import json
+import random
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from pathlib import Path
+from subprocess import PIPE, Popen
+from threading import Event
+
+CLIENTS = 8
+PAUSE = 0.05  # seconds between two requests of a client
+
+# A program that prints the answer to one GET request: python -c GET HOST PATH
+GET = """
+import http.client, sys
+client = http.client.HTTPConnection(sys.argv[1], timeout=10)
+client.request("GET", sys.argv[2], headers={"Accept": "application/json"})
+print(client.getresponse().read().decode())
+"""
+
+
+@dataclass
+class Outcome:
+    """What became of the requests."""
+
+    answers: dict[str, int] = field(default_factory=dict)  # by the container that answered
+    failures: dict[str, int] = field(default_factory=dict)  # by kind
+
+
+@contextmanager
+def load(
+    container: list[str],
+    host: str,
+    report: Callable[[str], None],
+    event: str,
+    may_fail: str = "nothing",
+) -> Iterator[Outcome]:
+    """Keep the app busy in the context, and count; the outcome is complete after it.
+
+    `container` is the command that runs a program in the container. Raise AssertionError if a
+    request fails in another way than `may_fail`, a part of the failure's text.
+    """
+    outcome = Outcome()
+    program = [*container, "python", "-c", Path(__file__).read_text(), host]
+    with Popen(program, stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "started\n"
+        began = time.monotonic()
+        yield outcome
+        seconds = time.monotonic() - began
+        output, _ = process.communicate(timeout=60)
+    outcome.answers, outcome.failures = json.loads(output)
+    answered = sum(outcome.answers.values())
+    failed = sum(outcome.failures.values())
+    report(f"{event}: {seconds:.1f} s, {failed} of {answered + failed} requests failed")
+    unexpected = [kind for kind in outcome.failures if may_fail not in kind]
+    assert not unexpected, f"requests failed: {outcome.failures}"
+
+
+class Clients:
+    """The clients in the container."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.answers = Counter[str]()
+        self.failures = Counter[str]()
+        self.over = Event()
+
+    def run(self) -> None:
+        """Make requests until standard input is closed; print what became of them."""
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            for number in range(CLIENTS):
+                pool.submit(self.ask, number % 2 == 0)
+            print("started", flush=True)
+            sys.stdin.read()
+            self.over.set()
+        print(json.dumps([self.answers, self.failures]))
+
+    def ask(self, keeps_connection: bool) -> None:
+        """Make the requests of one client, one after the other."""
+        connection = None
+        while not self.over.wait(PAUSE):
+            try:
+                if connection is None or connection.sock is None:
+                    connection = self.connect()
+                connection.request("GET", "/", headers={"Accept": "application/json"})
+                response = connection.getresponse()
+                assert response.status == 200, response.status
+                self.answers[json.load(response)["container"]] += 1
+                if not keeps_connection:
+                    connection.close()
+            except Exception as error:  # whatever comes instead of a page
+                self.failures[repr(error)] += 1
+                connection = None
+
+    def connect(self) -> HTTPConnection:
+        """Return a connection to one of the host's addresses, another one each time."""
+        addresses = [str(info[4][0]) for info in socket.getaddrinfo(self.host, 80)]
+        return HTTPConnection(random.choice(addresses), timeout=10)
+
+
+if __name__ == "__main__":
+    Clients(sys.argv[1]).run()

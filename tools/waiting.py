@@ -1,0 +1,43 @@
+"""Wait for a condition, find a free port, make a GET request."""
+
+import socket
+import time
+from collections.abc import Callable
+from http.client import HTTPConnection, HTTPException
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def until(condition: Callable[[], T], description: str, seconds: float = 60) -> T:
+    """Return the first true result of a condition; AssertionError after `seconds` without one."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"not {description} within {seconds} s"
+        time.sleep(0.05)
+    return result
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def get(port: int, path: str = "/", timeout: float = 10, **headers: str) -> tuple[int, str]:
+    """Return status and text of an answer from 127.0.0.1; status 0 if there is no answer.
+
+    A header is a keyword: user_agent is User-Agent. The timeout is in seconds.
+    """
+    client = HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        client.request("GET", path, headers=named)
+        response = client.getresponse()
+        return response.status, response.read().decode()
+    except (OSError, HTTPException) as error:
+        return 0, f"no answer: {error}"
+    finally:
+        client.close()
