@@ -34,8 +34,7 @@ FIRST_NAMES = (
     "Inés Jürgen Kateřina Łukasz María Noor Oğuz Wei"
 ).split()
 LAST_NAMES = (
-    "Andersson Brontë Çelik Dvořák Esposito García Hopper "
-    "Itō Jørgensen Kowalski Lovelace Nguyễn 王"
+    "Andersson Brontë Çelik Dvořák Esposito García Hopper Itō Jørgensen Kowalski Lovelace Nguyễn 王"
 ).split()
 
 

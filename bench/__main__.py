@@ -20,7 +20,19 @@ import uvloop
 import seed
 from bench.growth import growth, run_seed
 from bench.instructions import instructions
-from bench.programs import CEILING, GO, HERE, PATH, PROGRAMS, US, Load, build_go, middle, serving, usage
+from bench.programs import (
+    CEILING,
+    GO,
+    HERE,
+    PATH,
+    PROGRAMS,
+    US,
+    Load,
+    build_go,
+    middle,
+    serving,
+    usage,
+)
 from database import PAGE_SIZE, QUERY
 from settings import Settings, start_log
 from tests.database import DatabaseServer, private_database, run, server_program
@@ -42,7 +54,12 @@ def write_pages(page: str, directory: Path) -> None:
         "{{ id }}", "{{ name }}", "{{ email }}"
     )
     template = f"{{% raw %}}{head}{{% endraw %}}{loop}{{% endfor %}}{{% raw %}}{tail}{{% endraw %}}"
-    for name, text in (("page.txt", page), ("page.html", template), ("head.html", head), ("tail.html", tail)):
+    for name, text in (
+        ("page.txt", page),
+        ("page.html", template),
+        ("head.html", head),
+        ("tail.html", tail),
+    ):
         (directory / name).write_text(text)
 
 
@@ -50,7 +67,9 @@ async def make_queries(database: DatabaseServer, seconds: int) -> list[float]:
     """Make the server's query again and again; return the milliseconds of each."""
     times = []
     settings = Settings.read(os.environ | database.env("app"))
-    async with asyncmy.connect(autocommit=True, stmt_cache_size=8, **settings.connect_arguments()) as connection:
+    async with asyncmy.connect(
+        autocommit=True, stmt_cache_size=8, **settings.connect_arguments()
+    ) as connection:
         end = time.perf_counter() + seconds
         while (began := time.perf_counter()) < end:
             async with connection.cursor() as cursor:
@@ -68,7 +87,17 @@ def measure_floor(database: DatabaseServer, seconds: int) -> Load:
     n = len(times)
     database_cpu = (after.database_cpu - before.database_cpu) / n * 1e6
     queries = (after.queries - before.queries) / n
-    return Load(n / seconds, median(times), quantiles(times, n=100)[98], 0, 0, cpu / n * 1e6, database_cpu, queries, 0)
+    return Load(
+        n / seconds,
+        median(times),
+        quantiles(times, n=100)[98],
+        0,
+        0,
+        cpu / n * 1e6,
+        database_cpu,
+        queries,
+        0,
+    )
 
 
 def compare(rounds: int, seconds: int, database: DatabaseServer, directory: Path) -> Loads:
@@ -126,12 +155,32 @@ def goals(loads: Loads) -> Iterator[str]:
     yield "| goal | measured |"
     yield "|---|--:|"
     for goal, over, under, field in (
-        ("64 connections: CPU a request at most 1.15 times the ceiling's", (US, 64), (CEILING, 64), "cpu"),
+        (
+            "64 connections: CPU a request at most 1.15 times the ceiling's",
+            (US, 64),
+            (CEILING, 64),
+            "cpu",
+        ),
         ("64 connections: requests/s at least 3 times Go's", (US, 64), (GO, 64), "rate"),
-        ("1 connection: p50 at most 1.25 times that of the query alone", (US, 1), (FLOOR, 1), "p50"),
-        ("1,024 connections: requests/s at least 0.9 of the ceiling's", (US, 1024), (CEILING, 1024), "rate"),
+        (
+            "1 connection: p50 at most 1.25 times that of the query alone",
+            (US, 1),
+            (FLOOR, 1),
+            "p50",
+        ),
+        (
+            "1,024 connections: requests/s at least 0.9 of the ceiling's",
+            (US, 1024),
+            (CEILING, 1024),
+            "rate",
+        ),
         ("64 connections: p99 at most 1.5 times the ceiling's", (US, 64), (CEILING, 64), "p99"),
-        ("1,024 connections: p99 at most 1.5 times the ceiling's", (US, 1024), (CEILING, 1024), "p99"),
+        (
+            "1,024 connections: p99 at most 1.5 times the ceiling's",
+            (US, 1024),
+            (CEILING, 1024),
+            "p99",
+        ),
     ):
         if under in loads:
             yield f"| {goal} | {ratio(loads, over, under, field):.2f} |"
@@ -144,11 +193,16 @@ def chart(loads: Loads) -> str:
     highest = max(load.rate for rounds in loads.values() for load in rounds)
     for connections in CONNECTIONS:
         y += 34
-        bars.append(f'<text y="{y}" font-weight="bold">{connections:,} connection{"s" * (connections > 1)}</text>')
+        bars.append(
+            f'<text y="{y}" font-weight="bold">{connections:,} connection{"s" * (connections > 1)}</text>'
+        )
         for program in PROGRAMS:
             if rounds := loads.get((program, connections)):
                 y += 22
-                rate, cpu, size = (median(getattr(load, field) for load in rounds) for field in ("rate", "cpu", "size"))
+                rate, cpu, size = (
+                    median(getattr(load, field) for load in rounds)
+                    for field in ("rate", "cpu", "size")
+                )
                 width = 300 * rate / highest
                 colour = {US: "#2da44e", CEILING: "#4c8eda"}.get(program, "#999")
                 bars.append(
@@ -178,7 +232,9 @@ def machine(arguments: argparse.Namespace) -> str:
 
 def main() -> None:
     """Write bench/results.md and bench/results.svg."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3, help="of each load")
     parser.add_argument("--accounts", type=int, nargs="+", default=[100, 10_000, 1_000_000])
@@ -190,7 +246,9 @@ def main() -> None:
     (HERE / "results.svg").write_text(chart(loads))
     sizes = growth(arguments.accounts, min(arguments.rounds, 3), arguments.seconds)
     tables = (comparison(loads), goals(loads), parts, sizes)
-    (HERE / "results.md").write_text("\n\n".join([machine(arguments), *map("\n".join, tables)]) + "\n")
+    (HERE / "results.md").write_text(
+        "\n\n".join([machine(arguments), *map("\n".join, tables)]) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ app = FastAPI(lifespan=lifespan)
 async def show_accounts(request: Request, after: int = 0) -> HTMLResponse:
     """Answer with a page of accounts."""
     async with app.state.pool.acquire() as connection, connection.cursor() as cursor:
-        await cursor.execute("SELECT id, name, email FROM accounts WHERE id > %s ORDER BY id LIMIT 50", (after,))
+        await cursor.execute(
+            "SELECT id, name, email FROM accounts WHERE id > %s ORDER BY id LIMIT 50", (after,)
+        )
         accounts = await cursor.fetchall()
     return templates.TemplateResponse(request, "page.html", {"accounts": accounts})

@@ -31,6 +31,8 @@ def show_accounts() -> str:
     """Answer with a page of accounts."""
     after = request.args.get("after", 0, int)
     with pool.connection() as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT id, name, email FROM accounts WHERE id > %s ORDER BY id LIMIT 50", (after,))
+        cursor.execute(
+            "SELECT id, name, email FROM accounts WHERE id > %s ORDER BY id LIMIT 50", (after,)
+        )
         accounts = cursor.fetchall()
     return render_template("page.html", accounts=accounts)

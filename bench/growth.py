@@ -23,7 +23,9 @@ def run_seed(database: DatabaseServer, accounts: int) -> tuple[float, float]:
     """Run seed.py and return the seconds it took and its peak memory in MB."""
     began = time.monotonic()
     settings = database.env("seeder") | {"SEED_ACCOUNTS": str(accounts)}
-    process = subprocess.Popen([sys.executable, ROOT / "seed.py"], env=os.environ | settings, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "seed.py"], env=os.environ | settings, stdout=subprocess.DEVNULL
+    )
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit("The seeder failed.")
@@ -50,7 +52,14 @@ def race(database: DatabaseServer, accounts: int, dump: Path, rounds: int) -> It
         subprocess.run([program, *login], env=env, check=True, **files)
         return time.monotonic() - began
 
-    client("mysqldump", "--no-create-info", "--loose-set-gtid-purged=OFF", "cct", "accounts", stdout=dump.open("wb"))
+    client(
+        "mysqldump",
+        "--no-create-info",
+        "--loose-set-gtid-purged=OFF",
+        "cct",
+        "accounts",
+        stdout=dump.open("wb"),
+    )
     for _ in range(rounds):
         database.sql("TRUNCATE cct.accounts")
         own, _ = run_seed(database, accounts)
@@ -72,7 +81,10 @@ def growth(sizes: list[int], rounds: int, seconds: int) -> Iterator[str]:
                 asyncio.run(check_plan(database, after))
             with serving(PROGRAMS[US], database, Path(name)) as served:
                 served.page()
-                loads = [served.load(1, seconds, f"/?after={after}") for after in (0, accounts // 2) * rounds]
+                loads = [
+                    served.load(1, seconds, f"/?after={after}")
+                    for after in (0, accounts // 2) * rounds
+                ]
                 mixed = middle([served.load(64, seconds, "/", accounts) for _ in range(rounds)])
             first, other = (median(load.p50 for load in loads[i::2]) for i in (0, 1))
             yield (

@@ -38,7 +38,9 @@ def count(command: str, database: DatabaseServer, pages: Path) -> float:
         served.page()
         size = round(served.load(CONNECTIONS, 1).size)
         address = ("127.0.0.1", served.port)
-        clients = [stack.enter_context(socket.create_connection(address)) for _ in range(CONNECTIONS)]
+        clients = [
+            stack.enter_context(socket.create_connection(address)) for _ in range(CONNECTIONS)
+        ]
         switch("on", served)
         for _ in range(REQUESTS):
             for client in clients:
@@ -60,7 +62,10 @@ def instructions(database: DatabaseServer, pages: Path) -> Iterator[str]:
     yield "|---|--:|--:|"
     for name, instructions in (
         ("cct", counts[0]),
-        *((f"of it {part}", more - less) for part, (more, less) in zip(STEPS, pairwise(counts), strict=True)),
+        *(
+            (f"of it {part}", more - less)
+            for part, (more, less) in zip(STEPS, pairwise(counts), strict=True)
+        ),
         (CEILING, counts[-1]),
     ):
         yield f"| {name} | {instructions:,.0f} | {instructions / counts[-1]:.2f} |"

@@ -78,7 +78,9 @@ def usage(session: int, database: DatabaseServer) -> Usage:
 class Server:
     """A program that serves the page."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, database: DatabaseServer) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], port: int, database: DatabaseServer
+    ) -> None:
         self.process, self.port, self.database = process, port, database
 
     def page(self) -> str:
@@ -86,17 +88,29 @@ class Server:
         until(lambda: get(self.port)[0] == 200, f"{self.process.args!r} answers", 30)
         return get(self.port)[1]
 
-    def load(self, connections: int, seconds: int, path: str = "/", accounts: int | None = None) -> Load:
+    def load(
+        self, connections: int, seconds: int, path: str = "/", accounts: int | None = None
+    ) -> Load:
         """Load it with wrk: one page, or any page of so many accounts."""
         url = f"http://127.0.0.1:{self.port}{path}"
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", f"{HERE}/report.lua", url]
+        command = [
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            f"-d{seconds}s",
+            "-s",
+            f"{HERE}/report.lua",
+            url,
+        ]
         if accounts is not None:
             command += ["--", str(accounts)]
         before = usage(self.process.pid, self.database)
         report = subprocess.run(command, check=True, text=True, capture_output=True).stderr
         after = usage(self.process.pid, self.database)
         requests, took, p50, p99, failed, size = map(float, report.split())
-        cpu, database_cpu, queries = ((b - a) / max(requests, 1) for a, b in zip(before[:3], after[:3], strict=True))
+        cpu, database_cpu, queries = (
+            (b - a) / max(requests, 1) for a, b in zip(before[:3], after[:3], strict=True)
+        )
         return Load(
             *(requests / took, p50, p99, failed, size / max(requests, 1)),
             *(cpu * 1e6, database_cpu * 1e6, queries, after.memory),
@@ -108,16 +122,29 @@ def build_go(directory: Path) -> None:
     packages = os.environ.get("GOPATH", "/usr/share/gocode")  # where Debian puts the driver
     env = {"PATH": PATH, "GO111MODULE": "off", "GOPATH": packages, "GOCACHE": f"{directory}/cache"}
     if not shutil.which("go"):
-        print("There is no Go: install golang-go and golang-github-go-sql-driver-mysql-dev.", flush=True)
-    elif subprocess.run(["go", "build", "-o", directory, "go_peer.go"], cwd=HERE, env=env, check=False).returncode:
-        print("The peer in Go cannot be built: install golang-github-go-sql-driver-mysql-dev.", flush=True)
+        print(
+            "There is no Go: install golang-go and golang-github-go-sql-driver-mysql-dev.",
+            flush=True,
+        )
+    elif subprocess.run(
+        ["go", "build", "-o", directory, "go_peer.go"], cwd=HERE, env=env, check=False
+    ).returncode:
+        print(
+            "The peer in Go cannot be built: install golang-github-go-sql-driver-mysql-dev.",
+            flush=True,
+        )
 
 
 @contextmanager
 def serving(command: str, database: DatabaseServer, pages: Path) -> Iterator[Server]:
     """Give a program that serves, its log in a file."""
     port = free_port()
-    settings = {"HOST": "127.0.0.1", "PORT": str(port), "PAGES": str(pages), "NODE_ENV": "production"}
+    settings = {
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "PAGES": str(pages),
+        "NODE_ENV": "production",
+    }
     process = subprocess.Popen(
         command.format(pages=pages, port=port).split(),
         cwd=HERE,

@@ -17,7 +17,13 @@ from tests.helpers import ROOT, free_port, get
 def docker(*arguments: str, cwd: Path = ROOT, env: Mapping[str, str] = os.environ) -> str:
     """Run a docker command and return its output; AssertionError with its errors where it fails."""
     done = subprocess.run(
-        ["docker", *arguments], cwd=cwd, env=env, check=False, capture_output=True, text=True, timeout=300
+        ["docker", *arguments],
+        cwd=cwd,
+        env=env,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stdout}{done.stderr}"
     return done.stdout
@@ -31,12 +37,23 @@ def require_engine() -> None:
     except (AssertionError, OSError) as error:
         if os.environ.get("REQUIRE_DOCKER") == "1":
             pytest.fail(f"REQUIRE_DOCKER=1, but there is no Docker engine: {error}")
-        pytest.skip("needs Docker Engine 25 or newer with Compose, and a user who may use it, as in the group docker")
+        pytest.skip(
+            "needs Docker Engine 25 or newer with Compose, and a user who may use it, as in the group docker"
+        )
 
 
 def start_engine(container: str, *options: str) -> None:
     """Start an engine in a container, and wait until it answers."""
-    docker("run", "--detach", "--privileged", "--name", container, "--env", "DOCKER_TLS_CERTDIR=", *options)
+    docker(
+        "run",
+        "--detach",
+        "--privileged",
+        "--name",
+        container,
+        "--env",
+        "DOCKER_TLS_CERTDIR=",
+        *options,
+    )
     docker("exec", container, "sh", "-c", "until docker info; do sleep 0.2; done")
 
 
@@ -46,8 +63,23 @@ def start_mysql(container: str, passwords: Path, network: str, *options: str) ->
     for user in ("root", "seeder", "app"):
         (passwords / user).write_text(f"the password of {user}")
         mounts.append(f"--volume={passwords / user}:/run/secrets/{user}/password:ro")
-    environment = ("-e", "MYSQL_DATABASE=cct", "-e", "MYSQL_ROOT_PASSWORD_FILE=/run/secrets/root/password")
-    docker("run", "--detach", "--name", container, network, *mounts, *environment, "mysql:9.7", *options)
+    environment = (
+        "-e",
+        "MYSQL_DATABASE=cct",
+        "-e",
+        "MYSQL_ROOT_PASSWORD_FILE=/run/secrets/root/password",
+    )
+    docker(
+        "run",
+        "--detach",
+        "--name",
+        container,
+        network,
+        *mounts,
+        *environment,
+        "mysql:9.7",
+        *options,
+    )
 
 
 class Stack:
@@ -60,7 +92,9 @@ class Stack:
         self.folder = folder
         self.name = f"cct-test-{free_port()}"
         self.port = free_port()
-        self.env = os.environ | {"COMPOSE_PROJECT_NAME": self.name, "APP_PORT": str(self.port)} | settings
+        self.env = (
+            os.environ | {"COMPOSE_PROJECT_NAME": self.name, "APP_PORT": str(self.port)} | settings
+        )
 
     def compose(self, *arguments: str) -> str:
         return docker("compose", *arguments, cwd=self.folder, env=self.env)
@@ -96,7 +130,9 @@ class Stack:
 
     def end_app_connections(self) -> None:
         ids = self.sql("SELECT id FROM information_schema.processlist WHERE user = 'app'").split()
-        self.sql("".join(f"KILL {id};" for id in ids), "root", "--force")  # one may end by itself first
+        self.sql(
+            "".join(f"KILL {id};" for id in ids), "root", "--force"
+        )  # one may end by itself first
 
     def get(self, path: str = "/", **headers: str) -> tuple[int, str]:
         return get(self.port, path, 10, **headers)

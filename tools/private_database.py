@@ -80,7 +80,9 @@ class PrivateDatabase:
             "--loose-mysqlx=OFF",  # it would listen on a port that is the same for all
             *options,
         ]
-        with log.open("wb") as file:  # a session of its own: Ctrl-C is for the program that stops it
+        with log.open(
+            "wb"
+        ) as file:  # a session of its own: Ctrl-C is for the program that stops it
             self.process = subprocess.Popen(
                 command, stdout=file, stderr=file, start_new_session=True
             )

@@ -9,7 +9,9 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
-Attack = Callable[[int], Coroutine[Any, Any, None]]  # what a client does, over and over again, to a port
+Attack = Callable[
+    [int], Coroutine[Any, Any, None]
+]  # what a client does, over and over again, to a port
 HEAD = b"HTTP/1.1\r\nHost: localhost\r\n"
 
 
@@ -26,14 +28,21 @@ async def pipeline(port: int) -> None:
 def bomb() -> bytes:
     """Return a gigabyte of zeros as a gzip of a megabyte."""
     packer = zlib.compressobj(9, wbits=31)
-    head, block = (packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    head, block = (
+        packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2)
+    )
     return head + 1023 * block + packer.flush()
 
 
 async def send_bomb(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = bomb()
-    writer.write(b"POST / " + HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    writer.write(
+        b"POST / "
+        + HEAD
+        + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+        + body
+    )
     await reader.read()
     writer.close()
 

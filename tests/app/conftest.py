@@ -28,7 +28,9 @@ StartServer = Callable[..., "ServerProcess"]
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List what was skipped, and what it needs."""
     reports = terminalreporter.getreports("skipped")
-    skipped = Counter((str(report.longrepr[2]), report.nodeid.partition("::")[0]) for report in reports)
+    skipped = Counter(
+        (str(report.longrepr[2]), report.nodeid.partition("::")[0]) for report in reports
+    )
     for (reason, file), count in sorted(skipped.items()):
         terminalreporter.line(f"{count} of {file}: {reason}")
 
@@ -39,7 +41,14 @@ class ServerProcess:
     def __init__(self, settings: dict[str, str], log: Path, descriptors: str) -> None:
         self.port = int(settings.get("PORT") or free_port())
         self.log = log
-        command = ["sh", "-c", f'ulimit {descriptors}; exec "$@"', "sh", sys.executable, f"{ROOT}/server.py"]
+        command = [
+            "sh",
+            "-c",
+            f'ulimit {descriptors}; exec "$@"',
+            "sh",
+            sys.executable,
+            f"{ROOT}/server.py",
+        ]
         env = os.environ | {"HOST": "127.0.0.1", "PORT": str(self.port)} | settings
         with log.open("wb") as file:
             self.process = subprocess.Popen(command, env=env, stdout=file, stderr=file)
@@ -57,7 +66,12 @@ class ServerProcess:
 
     def memory(self, which: str = "VmRSS") -> int:
         """Return the resident memory in KiB, the peak as VmHWM."""
-        return int(Path(f"/proc/{self.process.pid}/status").read_text().partition(f"{which}:")[2].split()[0])
+        return int(
+            Path(f"/proc/{self.process.pid}/status")
+            .read_text()
+            .partition(f"{which}:")[2]
+            .split()[0]
+        )
 
     def stop(self) -> None:
         self.process.kill()

@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 from asyncmy.errors import MySQLError
 
-from tests.attacks import HEAD, Attack, ask_for_random_pages, attacked, open_connections, pipeline, send_bomb
+from tests.attacks import (
+    HEAD,
+    Attack,
+    ask_for_random_pages,
+    attacked,
+    open_connections,
+    pipeline,
+    send_bomb,
+)
 from tests.conftest import Report, ServerProcess, StartServer
 from tests.database import DatabaseServer
 from tests.helpers import until
@@ -22,7 +30,9 @@ from tests.helpers import until
 VALID = b"GET /?after=1 " + HEAD + b"Accept: text/html\r\nConnection: close\r\n\r\n"
 ACCESS = re.compile(r"127\.0\.0\.1 \w+ '.*' \d+ \d+\.\d+ s")
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))  # for the tests and their attackers
+resource.setrlimit(
+    resource.RLIMIT_NOFILE, (min(hard, 8192), hard)
+)  # for the tests and their attackers
 
 
 def events(server: ServerProcess) -> list[str]:
@@ -34,7 +44,9 @@ def events(server: ServerProcess) -> list[str]:
     ("attack", "count"),
     [(pipeline, 1), (pipeline, 100), (send_bomb, 1), (send_bomb, 20), (ask_for_random_pages, 1000)],
 )
-def test_nobody_else_notices_an_attack(server: ServerProcess, report: Report, attack: Attack, count: int) -> None:
+def test_nobody_else_notices_an_attack(
+    server: ServerProcess, report: Report, attack: Attack, count: int
+) -> None:
     slowest = {"/health": 0.0, "/": 0.0}
     with attacked(server.port, attack, count):
         until(lambda: len(server.lines()) > 20, "under attack")
@@ -45,7 +57,9 @@ def test_nobody_else_notices_an_attack(server: ServerProcess, report: Report, at
                 assert server.get(path)[0] == 200
                 slowest[path] = max(seconds, time.monotonic() - began)
     times = ", ".join(f"{path} within {seconds:.2f} s" for path, seconds in slowest.items())
-    report(f"{attack.__name__}, {count} connections: {times}, {server.memory('VmHWM') / 1024:.0f} MB")
+    report(
+        f"{attack.__name__}, {count} connections: {times}, {server.memory('VmHWM') / 1024:.0f} MB"
+    )
     assert slowest["/health"] < 0.5
     assert server.memory("VmHWM") < 100 * 1024
     assert len(events(server)) == 2, events(server)  # it has started, no more
@@ -53,7 +67,10 @@ def test_nobody_else_notices_an_attack(server: ServerProcess, report: Report, at
 
 @pytest.mark.parametrize(
     ("clients", "kind", "sentence"),
-    [(1000, "no answer", "The database does not answer."), (3000, "busy", "Too many pages are asked for at once.")],
+    [
+        (1000, "no answer", "The database does not answer."),
+        (3000, "busy", "Too many pages are asked for at once."),
+    ],
 )
 def test_more_pages_than_can_be_read_are_a_503_in_time_that_says_why(
     database: DatabaseServer, start_server: StartServer, clients: int, kind: str, sentence: str
@@ -61,7 +78,10 @@ def test_more_pages_than_can_be_read_are_a_503_in_time_that_says_why(
     server = start_server(DB_TIMEOUT="1")
     assert server.get()[0] == 200
     hangs = kind == "no answer"
-    with database.hanging() if hangs else nullcontext(), attacked(server.port, ask_for_random_pages, clients):
+    with (
+        database.hanging() if hangs else nullcontext(),
+        attacked(server.port, ask_for_random_pages, clients),
+    ):
         until(lambda: " 503 " in server.log.read_text(), "refused")
         for path, reason in (("/", sentence), ("/ready", f"not ready: {kind}: ")) * 3:
             began = time.monotonic()
@@ -71,13 +91,22 @@ def test_more_pages_than_can_be_read_are_a_503_in_time_that_says_why(
             assert server.get("/health", 2)[0] == 200
     until(lambda: server.get()[0] == 200, "served again")
     told = "\n".join(events(server))
-    assert ("accounts cannot be read: no answer: " in told) == ("accounts can be read again" in told) == hangs
+    assert (
+        ("accounts cannot be read: no answer: " in told)
+        == ("accounts can be read again" in told)
+        == hangs
+    )
     assert len(events(server)) < 10, told
 
 
-def test_probe_gets_through_while_connections_use_up_all_descriptors(start_server: StartServer) -> None:
+def test_probe_gets_through_while_connections_use_up_all_descriptors(
+    start_server: StartServer,
+) -> None:
     server = start_server("-n 256")
-    with socket.create_connection(("127.0.0.1", server.port), 10) as oldest, attacked(server.port, open_connections, 1):
+    with (
+        socket.create_connection(("127.0.0.1", server.port), 10) as oldest,
+        attacked(server.port, open_connections, 1),
+    ):
         assert oldest.recv(1) == b""  # closed
         for _ in range(100):
             assert server.get("/health", 2) == (200, "healthy\n")
@@ -88,7 +117,10 @@ def test_probe_gets_through_while_connections_use_up_all_descriptors(start_serve
 def connections(server: ServerProcess, count: int) -> Iterator[list[socket.socket]]:
     """Give connections that nothing was sent over, and close them."""
     with ExitStack() as stack:
-        yield [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 1)) for _ in range(count)]
+        yield [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 1))
+            for _ in range(count)
+        ]
 
 
 def assert_serving(server: ServerProcess) -> None:
@@ -100,7 +132,10 @@ def assert_serving(server: ServerProcess) -> None:
 def exchange(server: ServerProcess, request: bytes) -> bytes:
     """Send bytes, and return all that comes back until the connection is closed, here as soon as anything came."""
     answer = b""
-    with socket.create_connection(("127.0.0.1", server.port), 10) as client, suppress(ConnectionError):
+    with (
+        socket.create_connection(("127.0.0.1", server.port), 10) as client,
+        suppress(ConnectionError),
+    ):
         client.sendall(request)
         while received := client.recv(65536):
             if not answer:
@@ -124,7 +159,9 @@ def test_client_that_never_reads_stops_nobody(server: ServerProcess) -> None:
             with suppress(TimeoutError):  # the server reads no more
                 client.sendall(VALID.replace(b"Connection: close\r\n", b"") * 1000)
         answered = -1
-        while answered != (answered := len(server.lines())):  # until what the server sends fills all buffers
+        while answered != (
+            answered := len(server.lines())
+        ):  # until what the server sends fills all buffers
             time.sleep(0.5)
         assert 20 < answered < 20 * 1000
         assert_serving(server)
@@ -133,19 +170,33 @@ def test_client_that_never_reads_stops_nobody(server: ServerProcess) -> None:
 @pytest.mark.parametrize(
     ("request_", "sentence"),
     [
-        (b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", "Got more than 8190 bytes when reading"),
-        (VALID[:-2] + b"X: " + b"a" * 10_000 + b"\r\n\r\n", "Got more than 8190 bytes when reading"),
+        (
+            b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+            "Got more than 8190 bytes when reading",
+        ),
+        (
+            VALID[:-2] + b"X: " + b"a" * 10_000 + b"\r\n\r\n",
+            "Got more than 8190 bytes when reading",
+        ),
         (VALID[:-2] + b"X: a\r\n" * 1_000 + b"\r\n", "Too many headers received"),
         (b"GARBAGE\r\n\r\n", "Invalid method encountered"),
         (b"GET / HTTP/9.9\r\n\r\n", "Invalid HTTP version"),
         (b"GET / HTTP/1.1\r\n\r\n", "Missing 'Host' header"),
         (VALID[:-2] + b"Content-Length: -1\r\n\r\n", "Invalid character in Content-Length"),
-        (VALID[:-2] + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "Invalid character in chunk size"),
+        (
+            VALID[:-2] + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+            "Invalid character in chunk size",
+        ),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "Received HTTPS traffic on an HTTP port"),
-        (VALID[:-2] + b"Content-Encoding: gzip\r\nContent-Length: 9\r\n\r\nmalformed", "No request needs a body here."),
+        (
+            VALID[:-2] + b"Content-Encoding: gzip\r\nContent-Length: 9\r\n\r\nmalformed",
+            "No request needs a body here.",
+        ),
     ],
 )
-def test_malformed_request_is_refused_with_a_sentence(server: ServerProcess, request_: bytes, sentence: str) -> None:
+def test_malformed_request_is_refused_with_a_sentence(
+    server: ServerProcess, request_: bytes, sentence: str
+) -> None:
     head, _, body = exchange(server, request_).decode().partition("\r\n\r\n")
     assert re.match(r"HTTP/1\.[01] 4(00 Bad Request|13 Request Entity Too Large)\r\n", head)
     assert sentence in body
@@ -175,12 +226,17 @@ def test_mutated_requests_are_answered_and_never_break_the_server(server: Server
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_two_hundred_faults_leave_nothing_behind(database: DatabaseServer, start_server: StartServer) -> None:
+def test_two_hundred_faults_leave_nothing_behind(
+    database: DatabaseServer, start_server: StartServer
+) -> None:
     server = start_server(DB_TIMEOUT="0.1")
 
     def statuses() -> set[int]:
         with ThreadPoolExecutor() as threads:
-            return {status for status, _ in threads.map(server.get, [f"/?after={after}" for after in range(6)])}
+            return {
+                status
+                for status, _ in threads.map(server.get, [f"/?after={after}" for after in range(6)])
+            }
 
     def cause_faults() -> tuple[int, int]:
         """Cause a hundred faults; return how many files are open, and the memory in KiB."""

@@ -16,7 +16,10 @@ from tests.database import DatabaseServer
 from tests.docker import running_stack
 
 OpenPage = Callable[..., Page]
-SCHEMES: dict[Literal["light", "dark"], str] = {"light": "rgb(0, 0, 0)", "dark": "rgb(255, 255, 255)"}  # and their text
+SCHEMES: dict[Literal["light", "dark"], str] = {
+    "light": "rgb(0, 0, 0)",
+    "dark": "rgb(255, 255, 255)",
+}  # and their text
 
 
 @pytest.fixture
@@ -25,7 +28,9 @@ def open_page() -> Iterator[OpenPage]:
 
     Whatever its console then says is an error: a violation of the page's Content-Security-Policy, for one.
     """
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    program = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if not program:
         refuse = pytest.fail if os.environ.get("REQUIRE_BROWSER") == "1" else pytest.skip
         refuse("needs Chromium")
@@ -38,9 +43,14 @@ def open_page() -> Iterator[OpenPage]:
         page.goto(path)
         return page
 
-    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=program) as browser:
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=program) as browser,
+    ):
         yield open_path
-    assert [text for text in said if "Failed to load resource" not in text] == []  # an honest 503, or no answer
+    assert [
+        text for text in said if "Failed to load resource" not in text
+    ] == []  # an honest 503, or no answer
 
 
 def audit(page: Page) -> None:
@@ -54,10 +64,15 @@ def audit(page: Page) -> None:
 
 def steps(page: Page) -> list[str]:
     """Return the steps of the heal that the page tells, without their times."""
-    return [re.sub(r"^\d+\.\d s: ", "", text) for text in page.get_by_role("listitem").all_text_contents()]
+    return [
+        re.sub(r"^\d+\.\d s: ", "", text)
+        for text in page.get_by_role("listitem").all_text_contents()
+    ]
 
 
-def test_audit_finds_nothing_in_a_light_and_a_dark_page(server: ServerProcess, open_page: OpenPage) -> None:
+def test_audit_finds_nothing_in_a_light_and_a_dark_page(
+    server: ServerProcess, open_page: OpenPage
+) -> None:
     page = open_page(server.port, "/?after=50")
     audit(page)
     page.get_by_role("button").click()
@@ -93,7 +108,14 @@ def test_works_without_javascript(server: ServerProcess, open_page: OpenPage) ->
 def test_hostile_values_are_text_and_fit_320_pixels(
     database: DatabaseServer, server: ServerProcess, open_page: OpenPage
 ) -> None:
-    values = ["<img src=x onerror=alert(1)>", "<b>x</b></td>", "\"'&amp;", "\u202egnp.exe", "👩‍👩‍👧", "x" * 254]
+    values = [
+        "<img src=x onerror=alert(1)>",
+        "<b>x</b></td>",
+        "\"'&amp;",
+        "\u202egnp.exe",
+        "👩‍👩‍👧",
+        "x" * 254,
+    ]
     for value in values:
         database.sql("INSERT INTO cct.accounts (name, email) VALUES (%s, %s)", value, value)
     page = open_page(server.port, "/?after=120", viewport={"width": 320, "height": 568})
@@ -102,17 +124,23 @@ def test_hostile_values_are_text_and_fit_320_pixels(
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 320
 
 
-def test_lost_database_has_its_own_page(database: DatabaseServer, server: ServerProcess, open_page: OpenPage) -> None:
+def test_lost_database_has_its_own_page(
+    database: DatabaseServer, server: ServerProcess, open_page: OpenPage
+) -> None:
     with database.hanging():
         page = open_page(server.port)
         expect(page.get_by_role("heading")).to_have_text("No accounts")
-        expect(page.get_by_text("The database does not answer. Try again in a few seconds.")).to_be_visible()
+        expect(
+            page.get_by_text("The database does not answer. Try again in a few seconds.")
+        ).to_be_visible()
         audit(page)
     page.reload()
     expect(page.get_by_role("heading")).to_have_text("Accounts")
 
 
-def test_lost_network_and_reload_are_survived_and_hidden_tab_rests(server: ServerProcess, open_page: OpenPage) -> None:
+def test_lost_network_and_reload_are_survived_and_hidden_tab_rests(
+    server: ServerProcess, open_page: OpenPage
+) -> None:
     page = open_page(server.port)
     page.get_by_role("button").click()
     expect(page.get_by_text("made unhealthy")).to_be_visible()
@@ -125,9 +153,7 @@ def test_lost_network_and_reload_are_survived_and_hidden_tab_rests(server: Serve
         page.context.set_offline(True)
         expect(page.get_by_role("listitem").last).to_contain_text("no answer")
         page.context.set_offline(False)
-    story = (
-        "made unhealthy, probe 1 failed, no answer, probe 2 failed, no answer, probe 3 failed, restarting (no answer)"
-    )
+    story = "made unhealthy, probe 1 failed, no answer, probe 2 failed, no answer, probe 3 failed, restarting (no answer)"
     assert steps(page) == story.split(", ")
 
     page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
@@ -143,7 +169,9 @@ def test_button_works_again_after_the_heal_and_a_flag_that_was_set_elsewhere_is_
 ) -> None:
     page = open_page(server.port)
     button = page.get_by_role("button")
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # as in a tab that was hidden
+    page.evaluate(
+        "document.dispatchEvent(new Event('visibilitychange'))"
+    )  # as in a tab that was hidden
     expect(button).to_be_enabled()
     button.click()
     expect(button).to_be_disabled()
@@ -156,7 +184,9 @@ def test_button_works_again_after_the_heal_and_a_flag_that_was_set_elsewhere_is_
     assert steps(page) == ["found unhealthy"]
 
 
-def test_button_without_a_server_leads_to_the_browsers_own_error(server: ServerProcess, open_page: OpenPage) -> None:
+def test_button_without_a_server_leads_to_the_browsers_own_error(
+    server: ServerProcess, open_page: OpenPage
+) -> None:
     page = open_page(server.port)
     server.stop()
     page.get_by_role("button").click()
@@ -175,7 +205,9 @@ def test_whole_heal_of_the_real_stack(open_page: OpenPage, tmp_path: Path, repor
         expect(page.get_by_text("probe 2 failed")).to_be_visible(timeout=30_000)
         page.screenshot(path=pictures / "unhealthy.png")
         page.reload()
-        expect(page.get_by_text(re.compile(r"healthy again, healed in \d+\.\d s$"))).to_be_visible(timeout=60_000)
+        expect(page.get_by_text(re.compile(r"healthy again, healed in \d+\.\d s$"))).to_be_visible(
+            timeout=60_000
+        )
         page.screenshot(path=pictures / "healed.png")
         expect(started).not_to_have_text(before)
         told = steps(page)

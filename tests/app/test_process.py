@@ -24,13 +24,19 @@ LOGIN = {"DB_USER": "app", "DB_PASSWORD": "secret"}
     [
         ({"PORT": "0"}, "PORT must be a whole number from 1 to 65535, not '0'."),
         ({"DB_PORT": "65536"}, "DB_PORT must be a whole number from 1 to 65535, not '65536'."),
-        ({"SEED_ACCOUNTS": "-1"}, "SEED_ACCOUNTS must be a whole number from 0 to 100000000, not '-1'."),
+        (
+            {"SEED_ACCOUNTS": "-1"},
+            "SEED_ACCOUNTS must be a whole number from 0 to 100000000, not '-1'.",
+        ),
         ({"DB_TIMEOUT": "nan"}, "DB_TIMEOUT must be a number from 0.1 to 60, not 'nan'."),
         ({"SEED_WAIT": "inf"}, "SEED_WAIT must be a number from 1 to 3600, not 'inf'."),
         ({"DB_TLS": "on"}, "DB_TLS must be required or verify-identity or disabled, not 'on'."),
         ({"DB_USER": ""}, "DB_USER must name the database user."),
         ({"DB_PASSWORD": ""}, "Exactly one of DB_PASSWORD and DB_PASSWORD_FILE must be set."),
-        ({"DB_PASSWORD_FILE": "/etc/hostname"}, "Exactly one of DB_PASSWORD and DB_PASSWORD_FILE must be set."),
+        (
+            {"DB_PASSWORD_FILE": "/etc/hostname"},
+            "Exactly one of DB_PASSWORD and DB_PASSWORD_FILE must be set.",
+        ),
         (
             {"DB_PASSWORD": "", "DB_PASSWORD_FILE": "/nowhere"},
             "DB_PASSWORD_FILE cannot be read: [Errno 2] No such file or directory: '/nowhere'.",
@@ -56,7 +62,9 @@ def test_empty_setting_is_the_default_and_a_password_file_is_read_each_time(tmp_
 def run(program: str, settings: dict[str, str]) -> tuple[int, str]:
     """Run a program that ends by itself; return its exit code and what it said."""
     command = [sys.executable, f"{ROOT}/{program}"]
-    done = subprocess.run(command, env=os.environ | settings, capture_output=True, check=False, text=True, timeout=20)
+    done = subprocess.run(
+        command, env=os.environ | settings, capture_output=True, check=False, text=True, timeout=20
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -70,7 +78,13 @@ def test_bad_setting_stops_the_start_with_one_line(server: ServerProcess) -> Non
 
 
 def test_log_tells_the_story(server: ServerProcess) -> None:
-    requests = {"/": 200, "/ready": 200, "/?after=%1b[31mx": 400, "/make-unhealthy": 200, "/health": 503}
+    requests = {
+        "/": 200,
+        "/ready": 200,
+        "/?after=%1b[31mx": 400,
+        "/make-unhealthy": 200,
+        "/health": 503,
+    }
     assert server.get("/health")[0] == 200
     for path, status in requests.items():
         assert server.get(path)[0] == status
@@ -90,7 +104,9 @@ def test_log_tells_the_story(server: ServerProcess) -> None:
     ]
 
 
-async def test_sigterm_lets_the_request_in_flight_finish(server: ServerProcess, database: DatabaseServer) -> None:
+async def test_sigterm_lets_the_request_in_flight_finish(
+    server: ServerProcess, database: DatabaseServer
+) -> None:
     async with database.cursor() as cursor:
         await cursor.execute("LOCK TABLES cct.accounts WRITE")
         request = asyncio.create_task(asyncio.to_thread(server.get))
@@ -116,7 +132,10 @@ def test_drain_refuses_readiness_but_serves(start_server: StartServer) -> None:
     client = HTTPConnection("127.0.0.1", server.port)
     client.request("GET", "/")
     page = client.getresponse()
-    assert (page.status, page.will_close) == (200, True)  # the next request of this client goes to another replica
+    assert (page.status, page.will_close) == (
+        200,
+        True,
+    )  # the next request of this client goes to another replica
     assert server.process.wait(10) == 0
     assert time.monotonic() - began >= 2
 

@@ -17,8 +17,13 @@ GALERA = Path("/usr/lib/galera/libgalera_smm.so")
 
 
 def start(database: DatabaseServer, **settings: str) -> subprocess.Popen[str]:
-    command, env = [sys.executable, f"{ROOT}/seed.py"], os.environ | database.env("seeder") | settings
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command, env = (
+        [sys.executable, f"{ROOT}/seed.py"],
+        os.environ | database.env("seeder") | settings,
+    )
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -34,19 +39,27 @@ def run(database: DatabaseServer, **settings: str) -> tuple[int, str]:
 def test_seeds_a_hundred_plausible_accounts_once(empty_database: DatabaseServer) -> None:
     assert run(empty_database) == (0, "inserted 100 accounts")
     names, emails = zip(*seed.generate(100), strict=True)
-    assert empty_database.sql("SELECT * FROM cct.accounts") == tuple(zip(range(1, 101), names, emails, strict=True))
+    assert empty_database.sql("SELECT * FROM cct.accounts") == tuple(
+        zip(range(1, 101), names, emails, strict=True)
+    )
     assert len(set(names)) == len(set(emails)) == 100
     assert {name.isascii() for name in names} == {True, False}
     empty_database.sql("DELETE FROM cct.accounts WHERE id = 7")
     empty_database.sql("UPDATE cct.accounts SET name = 'edited' WHERE id = 8")
     edited = empty_database.sql("SELECT * FROM cct.accounts")
-    assert run(empty_database, SEED_ACCOUNTS="500") == (0, "accounts has rows already: nothing to do")
+    assert run(empty_database, SEED_ACCOUNTS="500") == (
+        0,
+        "accounts has rows already: nothing to do",
+    )
     assert empty_database.sql("SELECT * FROM cct.accounts") == edited
 
 
 def test_seeds_a_csv_file(empty_database: DatabaseServer, tmp_path: Path) -> None:
     file = tmp_path / "accounts.csv"
-    file.write_text('\ufeffemail,name\na@example.com,"Ada, ""the"" first"\n\nß@example.com,Łukasz\n', encoding="utf-8")
+    file.write_text(
+        '\ufeffemail,name\na@example.com,"Ada, ""the"" first"\n\nß@example.com,Łukasz\n',
+        encoding="utf-8",
+    )
     assert run(empty_database, SEED_FILE=str(file)) == (0, "inserted 2 accounts")
     accounts = (1, 'Ada, "the" first', "a@example.com"), (2, "Łukasz", "ß@example.com")
     assert empty_database.sql("SELECT * FROM cct.accounts") == accounts
@@ -62,7 +75,10 @@ def test_seeds_a_csv_file(empty_database: DatabaseServer, tmp_path: Path) -> Non
         ("name,email\n" + "Ada,a@b\n" * 5000 + "Bob\n", f"line 5002: {NEEDED}"),
         ("name,email\nAda,a@b,c\n", f"line 2: {NEEDED}"),
         ('name,email\nAda,"a@b\n', "line 2: unexpected end of data."),
-        ("name,email\nAda,\xff\n", "'utf-8' codec can't decode byte 0xff in position 15: invalid start byte."),
+        (
+            "name,email\nAda,\xff\n",
+            "'utf-8' codec can't decode byte 0xff in position 15: invalid start byte.",
+        ),
         (None, "No such file or directory"),
     ],
     ids=str.split("empty header name long row values quote bytes missing"),
@@ -80,7 +96,9 @@ def test_bad_csv_is_named_and_nothing_is_inserted(
     assert empty_database.sql("SELECT * FROM cct.accounts") == ()
 
 
-def test_memory_does_not_grow_and_sigterm_ends_the_seeder_with_one_line(empty_database: DatabaseServer) -> None:
+def test_memory_does_not_grow_and_sigterm_ends_the_seeder_with_one_line(
+    empty_database: DatabaseServer,
+) -> None:
     process = start(empty_database, SEED_ACCOUNTS="100000000", SEED_WAIT="2")
     assert process.stdout
     pages: list[int] = []  # of memory
@@ -94,14 +112,21 @@ def test_memory_does_not_grow_and_sigterm_ends_the_seeder_with_one_line(empty_da
     assert pages[-1] < pages[0] + 1024
 
 
-def test_seeder_killed_at_any_moment_leaves_all_rows_or_none(empty_database: DatabaseServer) -> None:
+def test_seeder_killed_at_any_moment_leaves_all_rows_or_none(
+    empty_database: DatabaseServer,
+) -> None:
     for moment in range(10):
         process = start(empty_database, SEED_ACCOUNTS="100000")
-        until(lambda: process.poll() == 0 or empty_database.connections("seeder"), "connected or ended")  # noqa: B023
+        until(
+            lambda: process.poll() == 0 or empty_database.connections("seeder"),
+            "connected or ended",
+        )  # noqa: B023
         time.sleep(moment * 0.04)  # the last one is about when it ends
         process.kill()
         process.communicate()
-        assert run(empty_database, SEED_ACCOUNTS="100000")[0] == 0  # it leaves a part of the rows as it is
+        assert (
+            run(empty_database, SEED_ACCOUNTS="100000")[0] == 0
+        )  # it leaves a part of the rows as it is
         assert empty_database.sql("SELECT COUNT(*) FROM cct.accounts") == ((100000,),)
         empty_database.sql("DROP TABLE cct.accounts")
 
@@ -110,7 +135,9 @@ def assert_seed_once(database: DatabaseServer, count: int) -> None:
     """Run seeders at once; assert that one seeds and the others find its rows."""
     seeders = [start(database, SEED_ACCOUNTS="20000") for _ in range(count)]
     ends = sorted(end(seeder) for seeder in seeders)
-    assert ends == [(0, "accounts has rows already: nothing to do")] * (count - 1) + [(0, "inserted 20000 accounts")]
+    assert ends == [(0, "accounts has rows already: nothing to do")] * (count - 1) + [
+        (0, "inserted 20000 accounts")
+    ]
     assert database.sql("SELECT COUNT(*) FROM cct.accounts") == ((20000,),)
 
 
@@ -124,11 +151,19 @@ def test_two_seeders_at_once_seed_once_in_a_galera_cluster(monkeypatch: pytest.M
     with private_database() as cluster:  # of one node
         cluster.stop()
         cluster.start(
-            *("--wsrep-on=ON", f"--wsrep-provider={GALERA}", "--wsrep-cluster-address=gcomm://", "--binlog-format=ROW"),
+            *(
+                "--wsrep-on=ON",
+                f"--wsrep-provider={GALERA}",
+                "--wsrep-cluster-address=gcomm://",
+                "--binlog-format=ROW",
+            ),
             f"--wsrep-provider-options=gmcast.listen_addr=tcp://127.0.0.1:{free_port()}",
             "--wsrep-node-address=127.0.0.1",
         )
-        until(lambda: cluster.sql("SHOW STATUS LIKE 'wsrep_ready'") == (("wsrep_ready", "ON"),), "a cluster")
+        until(
+            lambda: cluster.sql("SHOW STATUS LIKE 'wsrep_ready'") == (("wsrep_ready", "ON"),),
+            "a cluster",
+        )
         assert_seed_once(cluster, 2)
 
 
@@ -141,7 +176,9 @@ def test_waits_for_the_database(empty_database: DatabaseServer) -> None:
     assert end(process) == (0, "inserted 100 accounts")
 
 
-def test_database_that_is_cut_off_while_it_is_seeded_ends_in_one_message(empty_database: DatabaseServer) -> None:
+def test_database_that_is_cut_off_while_it_is_seeded_ends_in_one_message(
+    empty_database: DatabaseServer,
+) -> None:
     process = start(empty_database, SEED_ACCOUNTS="10000000", SEED_WAIT="2")
     assert process.stdout
     assert "inserted" in process.stdout.readline()  # so far
@@ -149,4 +186,6 @@ def test_database_that_is_cut_off_while_it_is_seeded_ends_in_one_message(empty_d
         process.wait(5)
     code, line = end(process)
     assert code == 1
-    assert line.startswith(f"The database at 127.0.0.1:{empty_database.port} could not be seeded (SEED_WAIT is 2 s): ")
+    assert line.startswith(
+        f"The database at 127.0.0.1:{empty_database.port} could not be seeded (SEED_WAIT is 2 s): "
+    )

@@ -42,9 +42,14 @@ async def ask_health(stream: Stream) -> None:
 
 
 @asynccontextmanager
-async def blocked(server: ServerProcess, database: DatabaseServer, *others: str) -> AsyncIterator[Requests]:
+async def blocked(
+    server: ServerProcess, database: DatabaseServer, *others: str
+) -> AsyncIterator[Requests]:
     """Give requests: as many as there may be queries, held up by a lock, and others that wait for the next query."""
-    streams = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(POOL_SIZE + len(others) + 1)]
+    streams = [
+        await asyncio.open_connection("127.0.0.1", server.port)
+        for _ in range(POOL_SIZE + len(others) + 1)
+    ]
     for stream in streams:
         await ask_health(stream)
     async with database.cursor() as cursor:
@@ -52,7 +57,9 @@ async def blocked(server: ServerProcess, database: DatabaseServer, *others: str)
         requests: Requests = []
         for count in range(1, POOL_SIZE + 1):
             requests.append(ask(streams.pop()))
-            await asyncio.to_thread(until, lambda count=count: len(running(database)) == count, "held up")
+            await asyncio.to_thread(
+                until, lambda count=count: len(running(database)) == count, "held up"
+            )
         requests += [ask(streams.pop(), accept) for accept in others]
         await ask_health(streams[0])
         yield requests
@@ -70,11 +77,15 @@ def selects(database: DatabaseServer) -> int:
     return int(count)
 
 
-async def test_page_is_never_older_than_its_request(server: ServerProcess, database: DatabaseServer) -> None:
+async def test_page_is_never_older_than_its_request(
+    server: ServerProcess, database: DatabaseServer
+) -> None:
     async def check(session: aiohttp.ClientSession, account: int) -> None:
         async with database.cursor() as cursor:
             for turn in range(200):
-                await cursor.execute("UPDATE cct.accounts SET name = %s WHERE id = %s", (str(turn), account))
+                await cursor.execute(
+                    "UPDATE cct.accounts SET name = %s WHERE id = %s", (str(turn), account)
+                )
                 async with session.get("/", headers={"Accept": "application/json"}) as response:
                     page = await response.json()
                 assert page["accounts"][account - 1]["name"] == str(turn)
@@ -83,14 +94,18 @@ async def test_page_is_never_older_than_its_request(server: ServerProcess, datab
         await asyncio.gather(*(check(session, account) for account in range(1, 17)))
 
 
-async def test_hundred_requests_at_once_share_one_query(server: ServerProcess, database: DatabaseServer) -> None:
+async def test_hundred_requests_at_once_share_one_query(
+    server: ServerProcess, database: DatabaseServer
+) -> None:
     async with blocked(server, database, *[HTML, JSON] * 50) as requests:
         before = selects(database)  # the running queries are in it
     assert await asyncio.gather(*requests) == [200] * (POOL_SIZE + 100)
     assert selects(database) == before + 1
 
 
-async def test_client_that_hangs_up_takes_nobody_along(server: ServerProcess, database: DatabaseServer) -> None:
+async def test_client_that_hangs_up_takes_nobody_along(
+    server: ServerProcess, database: DatabaseServer
+) -> None:
     async with blocked(server, database, HTML, HTML, HTML) as (first, _, third, *rest):
         first.cancel()
         third.cancel()
@@ -98,11 +113,15 @@ async def test_client_that_hangs_up_takes_nobody_along(server: ServerProcess, da
     assert await asyncio.gather(*rest) == [200, 200]
 
 
-async def test_failed_query_fails_all_who_waited_for_it(server: ServerProcess, database: DatabaseServer) -> None:
+async def test_failed_query_fails_all_who_waited_for_it(
+    server: ServerProcess, database: DatabaseServer
+) -> None:
     async with blocked(server, database, HTML, HTML, HTML) as (*begun, second, third, fourth):
         held_up = running(database)
         database.sql(f"KILL {held_up.pop()}")  # its turn goes to the next
-        (next_,) = await asyncio.to_thread(until, lambda: running(database) - held_up, "another query held up")
+        (next_,) = await asyncio.to_thread(
+            until, lambda: running(database) - held_up, "another query held up"
+        )
         database.sql(f"KILL {next_}")
         async with asyncio.timeout(1):  # long before DB_TIMEOUT
             assert {await second, await third, await fourth} == {503}
@@ -121,7 +140,9 @@ async def test_read_that_is_cancelled_at_any_point_leaves_nobody_waiting(
             await reader.close()
             reader = Database(Settings.read(database.env("app")))
         first = [reader.page(1)] if while_ == "it waits for a slot" else []
-        waiters = [asyncio.create_task(page) for page in (*first, *(reader.page(0) for _ in range(3)))]
+        waiters = [
+            asyncio.create_task(page) for page in (*first, *(reader.page(0) for _ in range(3)))
+        ]
         await asyncio.sleep(0)
         read = reader.waiting[0]
         for _ in range(turns):
@@ -137,7 +158,9 @@ async def test_read_that_is_cancelled_at_any_point_leaves_nobody_waiting(
 
 
 @pytest.mark.parametrize("after", [0, 60])
-async def test_query_is_a_key_range(database: DatabaseServer, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+async def test_query_is_a_key_range(
+    database: DatabaseServer, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
     monkeypatch.setattr("database.QUERY", f"EXPLAIN FORMAT=TRADITIONAL {QUERY}")
     reader = Database(Settings.read(database.env("app")))
     plan = await reader.query(after)
@@ -146,7 +169,9 @@ async def test_query_is_a_key_range(database: DatabaseServer, monkeypatch: pytes
     await reader.close()
 
 
-async def test_log_has_a_line_for_each_answer_when_stopped_under_load(server: ServerProcess) -> None:
+async def test_log_has_a_line_for_each_answer_when_stopped_under_load(
+    server: ServerProcess,
+) -> None:
     async def count() -> int:
         answers = 0
         with suppress(OSError):

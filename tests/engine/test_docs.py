@@ -28,7 +28,9 @@ MAY_DIFFER = {
 def run(script: str, folder: Path) -> str:
     """Run commands of a document and return what they print; `watch` runs its command once."""
     command = ["bash", "-c", f'set -euo pipefail; watch() {{ shift 2; sh -c "$*"; }}\n{script}']
-    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, cwd=folder, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
     return done.stdout
 
@@ -50,20 +52,26 @@ def require_free_names() -> None:
             assert not docker("volume", "ls", "--quiet", "--filter", f"name=^{project}_")
     except (AssertionError, OSError):
         refuse = pytest.fail if os.environ.get("REQUIRE_DOCKER") == "1" else pytest.skip
-        refuse("needs ports 5000 and 5001, and no containers or volumes of the projects cct and cct2")
+        refuse(
+            "needs ports 5000 and 5001, and no containers or volumes of the projects cct and cct2"
+        )
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/tour.md"])
 def test_each_command_runs_and_says_what_is_printed(name: str, tmp_path: Path) -> None:
     require_engine()
     require_free_names()
-    clone = shutil.copytree(ROOT, tmp_path / "cct", ignore=shutil.ignore_patterns(".git", ".venv", "node_modules"))
+    clone = shutil.copytree(
+        ROOT, tmp_path / "cct", ignore=shutil.ignore_patterns(".git", ".venv", "node_modules")
+    )
     try:
         for kind, text in BLOCK.findall((ROOT / name).read_text()):
             if kind == "sh":
                 run(text, clone)
             elif kind == "console":
-                for command, printed in re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
+                for command, printed in re.findall(
+                    r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE
+                ):
                     assert comparable(run(command, clone)) == comparable(printed), command
     finally:
         for project in PROJECTS:
@@ -82,12 +90,16 @@ def test_each_command_is_valid_and_each_link_and_each_test_exists(doc: Path) -> 
         assert f"def {test}(" in (ROOT / "tests" / file).read_text(), test
 
 
-def test_readme_is_short_and_names_each_setting_its_default_and_each_test_that_needs_an_engine() -> None:
+def test_readme_is_short_and_names_each_setting_its_default_and_each_test_that_needs_an_engine() -> (
+    None
+):
     text = DOCS[0].read_text()
     assert len(text.split()) <= 1400
     for field in fields(Settings):
         default = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
         row = rf"(?m)^\| .*`{field.name.upper()}`.* \| .*{re.escape(f'`{default}`') if default else ''}"
         assert re.search(row, text), f"{field.name}: {default}"
-    need = {f.name for f in ROOT.glob("tests/test_*.py") if "from tests.docker import" in f.read_text()}
+    need = {
+        f.name for f in ROOT.glob("tests/test_*.py") if "from tests.docker import" in f.read_text()
+    }
     assert set(re.findall(r"`(test_\w+\.py)`", text)) == need

@@ -72,7 +72,16 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def on_host(stack: Stack, service: str, command: str) -> None:
     """Run a shell command about a service's first process, `$pid`, outside of its container and past the engine."""
     pid = stack.inspect(service)["State"]["Pid"]
-    docker("run", "--rm", "--privileged", "--pid=host", "python:3.14-slim", "sh", "-c", f"pid={pid}; {command}")
+    docker(
+        "run",
+        "--rm",
+        "--privileged",
+        "--pid=host",
+        "python:3.14-slim",
+        "sh",
+        "-c",
+        f"pid={pid}; {command}",
+    )
 
 
 def alter_user(stack: Stack, change: str) -> None:
@@ -91,12 +100,22 @@ def lock(stack: Stack, seconds: int) -> None:
 
 Fault = Callable[[Stack], object]
 DATABASE_FAULTS: dict[str, tuple[Fault, Fault]] = {
-    "stopped": (lambda stack: stack.compose("stop", "db"), lambda stack: stack.compose("start", "db")),
+    "stopped": (
+        lambda stack: stack.compose("stop", "db"),
+        lambda stack: stack.compose("start", "db"),
+    ),
     "killed": (lambda stack: on_host(stack, "db", "kill -KILL $pid"), lambda _: None),
-    "paused": (lambda stack: stack.compose("pause", "db"), lambda stack: stack.compose("unpause", "db")),
+    "paused": (
+        lambda stack: stack.compose("pause", "db"),
+        lambda stack: stack.compose("unpause", "db"),
+    ),
     "cut off": (
-        lambda stack: docker("network", "disconnect", f"{stack.name}_database", stack.container("app")),
-        lambda stack: docker("network", "connect", f"{stack.name}_database", stack.container("app")),
+        lambda stack: docker(
+            "network", "disconnect", f"{stack.name}_database", stack.container("app")
+        ),
+        lambda stack: docker(
+            "network", "connect", f"{stack.name}_database", stack.container("app")
+        ),
     ),
     "restarted": (lambda stack: stack.compose("restart", "db"), lambda _: None),
     "out of connections": (
@@ -130,7 +149,10 @@ def test_database(stack: Stack, fault: str, report: Report) -> None:
     slowest = max(page.ended - page.began for page in pages)
     report(f"database {fault}: slowest {slowest:.2f} s, back {back:.1f} s after it was healthy")
     assert slowest <= 2.5  # DB_TIMEOUT, and half a second
-    assert (stack.started(), stack.inspect("app")["State"]["Health"]["FailingStreak"]) == (started, 0)
+    assert (stack.started(), stack.inspect("app")["State"]["Health"]["FailingStreak"]) == (
+        started,
+        0,
+    )
 
 
 def run_out_of_memory(stack: Stack) -> None:
@@ -200,9 +222,19 @@ def opened(stack: Stack) -> Iterator[Stack]:
     opened.port = free_port()
     opened.env = stack.env | {"DOCKER_HOST": f"tcp://127.0.0.1:{api}", "APP_ADDRESS": "0.0.0.0"}
     try:
-        ports = (f"--publish=127.0.0.1:{api}:2375", f"--publish=127.0.0.1:{opened.port}:{stack.port}")
-        start_engine(stack.name, *ports, f"--volume={stack.folder}:{stack.folder}", "docker:28-dind")
-        docker("save", "--output", f"{stack.folder}/images", *stack.compose("config", "--images").split())
+        ports = (
+            f"--publish=127.0.0.1:{api}:2375",
+            f"--publish=127.0.0.1:{opened.port}:{stack.port}",
+        )
+        start_engine(
+            stack.name, *ports, f"--volume={stack.folder}:{stack.folder}", "docker:28-dind"
+        )
+        docker(
+            "save",
+            "--output",
+            f"{stack.folder}/images",
+            *stack.compose("config", "--images").split(),
+        )
         docker("load", "--input", f"{stack.folder}/images", env=opened.env)
         opened.compose("up", "-d", "--wait")
         yield opened
@@ -212,13 +244,23 @@ def opened(stack: Stack) -> Iterator[Stack]:
 
 def test_opened_it_serves_the_network_and_cannot_reach_it(opened: Stack) -> None:
     assert opened.get("/ready") == (200, "ready\n")
-    gateway = docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}").strip()
+    gateway = docker(
+        "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"
+    ).strip()
     with socket.create_server((gateway, 0)) as outside:
-        attempt = ("python", "-c", f"import socket; socket.create_connection({outside.getsockname()}, 3)")
+        attempt = (
+            "python",
+            "-c",
+            f"import socket; socket.create_connection({outside.getsockname()}, 3)",
+        )
         with pytest.raises(AssertionError, match="timed out"):
             opened.exec("app", *attempt)
-        docker("run", "--rm", "--network=host", f"{opened.name}-app", *attempt, env=opened.env)  # where it is allowed
-    with pytest.raises(AssertionError, match="Temporary failure in name resolution"):  # nobody was asked
+        docker(
+            "run", "--rm", "--network=host", f"{opened.name}-app", *attempt, env=opened.env
+        )  # where it is allowed
+    with pytest.raises(
+        AssertionError, match="Temporary failure in name resolution"
+    ):  # nobody was asked
         opened.exec("app", "python", "-c", "import socket; socket.getaddrinfo('example.com', 80)")
 
 
@@ -230,7 +272,9 @@ def test_engine_stopped_and_killed(opened: Stack, report: Report) -> None:
             gone = time.monotonic()
             docker("start", opened.name)
             back = until(partial(since, gone, 200, pages), "back")[0].ended - gone
-            until(lambda: opened.health() == "healthy" and opened.health("db") == "healthy", "healthy")
+            until(
+                lambda: opened.health() == "healthy" and opened.health("db") == "healthy", "healthy"
+            )
         report(f"engine, {end}: back {back:.1f} s after its start")
         assert opened.started() != started
         assert opened.inspect("autoheal")["State"]["Running"]

@@ -18,7 +18,9 @@ from tests import client
 from tests.conftest import Report
 from tests.helpers import ROOT, free_port, get, until
 
-pytestmark = pytest.mark.skipif(os.environ.get("CLUSTER") != "1", reason="needs a Kubernetes cluster: make cluster")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("CLUSTER") != "1", reason="needs a Kubernetes cluster: make cluster"
+)
 
 DOCS = (ROOT / "docs" / "kubernetes.md").read_text().replace("\\\n", "")
 INSTALL, *OTHERS = re.findall(r"(?ms)^```sh\n(.*?)^```", DOCS)
@@ -35,7 +37,9 @@ load = partial(client.load, CLIENT.split(), "app.cct")
 def sh(command: str, stdin: str = "") -> str:
     """Run a command line and return its output; AssertionError with its errors if it fails."""
     bash = ["bash", "-e", "-o", "pipefail", "-c", command]
-    done = subprocess.run(bash, cwd=ROOT, input=stdin, check=False, capture_output=True, text=True, timeout=660)
+    done = subprocess.run(
+        bash, cwd=ROOT, input=stdin, check=False, capture_output=True, text=True, timeout=660
+    )
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
 
@@ -47,14 +51,21 @@ def page() -> str:
 
 def reaches(place: str, name: str) -> bool:
     """Return whether a pod can connect to a NAME/PORT."""
-    return sh(f"{place} timeout 3 bash -c '</dev/tcp/{name}' 2>/dev/null && echo yes || true") == "yes\n"
+    return (
+        sh(f"{place} timeout 3 bash -c '</dev/tcp/{name}' 2>/dev/null && echo yes || true")
+        == "yes\n"
+    )
 
 
 def settled() -> dict[str, int]:
     """Return the pods of the app with their restarts, once there are as many as there should be, and all are ready."""
     replicas = int(sh(f"{KUBECTL} get deployment app --output jsonpath='{{.spec.replicas}}'"))
     pods = sh(f"{KUBECTL} get pods --selector app.kubernetes.io/name=app --no-headers").splitlines()
-    ready = {name: int(restarts) for name, ready, _, restarts, *_ in map(str.split, pods) if ready == "1/1"}
+    ready = {
+        name: int(restarts)
+        for name, ready, _, restarts, *_ in map(str.split, pods)
+        if ready == "1/1"
+    }
     return ready if len(ready) == len(pods) == replicas else {}
 
 
@@ -64,7 +75,9 @@ def pod() -> Iterator[None]:
     if sh("kubectl get namespace cct --ignore-not-found"):
         pytest.exit("There is a namespace cct already. These tests would delete it.", returncode=1)
     try:
-        sh(f"kubectl --namespace default run cct-client --image={IMAGE} --image-pull-policy=IfNotPresent -- sleep 3600")
+        sh(
+            f"kubectl --namespace default run cct-client --image={IMAGE} --image-pull-policy=IfNotPresent -- sleep 3600"
+        )
         sh("kubectl --namespace default wait --for=condition=Ready --timeout=5m pod/cct-client")
         yield
     finally:
@@ -111,8 +124,14 @@ def test_evictions_take_one_pod_at_a_time_and_fail_no_request(report: Report) ->
     refused = 0
     with load(report, "three evictions"):
         for pod in settled():
-            body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": "cct"}}
-            command = f"kubectl create --raw /api/v1/namespaces/cct/pods/{pod}/eviction -f - 2>&1 || true"
+            body = {
+                "apiVersion": "policy/v1",
+                "kind": "Eviction",
+                "metadata": {"name": pod, "namespace": "cct"},
+            }
+            command = (
+                f"kubectl create --raw /api/v1/namespaces/cct/pods/{pod}/eviction -f - 2>&1 || true"
+            )
             refused += "disruption budget" in sh(command, json.dumps(body))
         until(settled, "settled", 120)
     assert refused == 2
@@ -138,7 +157,10 @@ def test_five_heals_of_one_pod_fail_no_request(report: Report) -> None:
     pod = min(pods, key=pods.__getitem__)  # the one that was not healed yet
     for restarts in range(1, 6):
         with load(report, f"heal {restarts} of one pod"):
-            sh(f"{KUBECTL} exec --stdin {pod} -- python - 127.0.0.1:8080 /make-unhealthy", client.GET)
+            sh(
+                f"{KUBECTL} exec --stdin {pod} -- python - 127.0.0.1:8080 /make-unhealthy",
+                client.GET,
+            )
             until(lambda: settled().get(pod) == restarts, "healed", 180)  # noqa: B023
 
 
@@ -157,7 +179,10 @@ def test_lost_database_takes_no_pod_of_the_app_away(loss: str, report: Report) -
 def test_load_sees_what_a_restart_without_drain_loses(report: Report) -> None:
     sh(f"{KUBECTL} set env deployment/app DRAIN=0; {STATUS}")
     until(settled, "settled")
-    with pytest.raises(AssertionError, match="requests failed"), load(report, "rolling restart with DRAIN=0"):
+    with (
+        pytest.raises(AssertionError, match="requests failed"),
+        load(report, "rolling restart with DRAIN=0"),
+    ):
         sh(f"{KUBECTL} rollout restart deployment/app; {STATUS}")
 
 

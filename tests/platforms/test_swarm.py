@@ -28,7 +28,9 @@ NAMES = ("cct-app:1", "cct-app:2", "cct-seeder:1", "cct-seeder:2", "library/mysq
 IMAGES = [f"{PUSH}/{name}" for name in NAMES]
 
 CODE = r"(?ms)^```sh\n(.+?)\n```$|^\| [^|\n]+ \| `([^`\n]+)` \|"  # a block, or the second cell of a table's row
-PRINTED = [block or cell for block, cell in re.findall(CODE, (ROOT / "docs" / "swarm.md").read_text())]
+PRINTED = [
+    block or cell for block, cell in re.findall(CODE, (ROOT / "docs" / "swarm.md").read_text())
+]
 used: set[str] = set()
 
 EXEC = 'docker exec --interactive $(docker ps --quiet --filter name=^client) "$@"'
@@ -50,11 +52,15 @@ def on(node: str, command: str) -> str:
 
 def settled(replicas: int = 3, service: str = "app") -> dict[str, dict[str, str]]:
     """Return the tasks that run on the nodes that are left, once they are so many and none of them is stopping."""
-    told = on(MANAGER, f"{printed('docker service ps').replace('app', service)} --format json").splitlines()
+    told = on(
+        MANAGER, f"{printed('docker service ps').replace('app', service)} --format json"
+    ).splitlines()
     left = on(MANAGER, "docker node ls --format '{{.Hostname}} {{.Status}}'").splitlines()
     running = [task for task in map(json.loads, told) if task["CurrentState"].startswith("Running")]
     tasks = {task["ID"]: task for task in running if f"{task['Node']} Ready" in left}
-    return tasks if [task["DesiredState"] for task in tasks.values()] == ["Running"] * replicas else {}
+    return (
+        tasks if [task["DesiredState"] for task in tasks.values()] == ["Running"] * replicas else {}
+    )
 
 
 def start_client() -> None:
@@ -85,15 +91,40 @@ def app() -> Iterator[str]:
     require_engine()
     try:
         docker("network", "create", "--internal", NAME)
-        docker("run", "--detach", "--name", f"{NAME}-registry", "--publish", f"{PUSH}:5000", "registry:2")
+        docker(
+            "run",
+            "--detach",
+            "--name",
+            f"{NAME}-registry",
+            "--publish",
+            f"{PUSH}:5000",
+            "registry:2",
+        )
         docker("network", "connect", "--alias", "registry", NAME, f"{NAME}-registry")
         for node in NODES:
-            place = (f"--hostname={node}", f"--network={NAME}", f"--volume={ROOT}:/cct:ro", "--workdir=/cct")
-            engine = ("docker:28-dind", "--insecure-registry=registry:5000", "--registry-mirror=http://registry:5000")
-            start_engine(f"{NAME}-{node}", *place, "--env=REGISTRY=registry:5000/", "--env=TAG=1", *engine)
+            place = (
+                f"--hostname={node}",
+                f"--network={NAME}",
+                f"--volume={ROOT}:/cct:ro",
+                "--workdir=/cct",
+            )
+            engine = (
+                "docker:28-dind",
+                "--insecure-registry=registry:5000",
+                "--registry-mirror=http://registry:5000",
+            )
+            start_engine(
+                f"{NAME}-{node}", *place, "--env=REGISTRY=registry:5000/", "--env=TAG=1", *engine
+            )
         for tag in ("1", "2"):
             env = os.environ | {"COMPOSE_PROJECT_NAME": "cct", "REGISTRY": f"{PUSH}/", "TAG": tag}
-            run(["sh", "-ec", printed("docker compose build")], cwd=ROOT, env=env, check=True, timeout=300)
+            run(
+                ["sh", "-ec", printed("docker compose build")],
+                cwd=ROOT,
+                env=env,
+                check=True,
+                timeout=300,
+            )
         docker("compose", "pull", "--policy", "missing", "db")
         docker("tag", "mysql:9.7", IMAGES[-1])
         docker("push", IMAGES[-1])
@@ -106,7 +137,11 @@ def app() -> Iterator[str]:
         yield on(MANAGER, "test -e /proc/net/ip_vs && echo app || echo tasks.app")
     finally:
         containers = docker("ps", "--all", "--quiet", "--filter", f"name=^{NAME}-").split()
-        for removal in (["rm", "-f", "-v", *containers], ["network", "rm", NAME], ["image", "rm", *IMAGES]):
+        for removal in (
+            ["rm", "-f", "-v", *containers],
+            ["network", "rm", NAME],
+            ["image", "rm", *IMAGES],
+        ):
             run(["docker", *removal], check=False, capture_output=True)
 
 
@@ -117,7 +152,9 @@ def test_seeder_seeds_and_each_node_has_a_replica(app: str) -> None:
 
 def test_published_port_answers_on_every_node(app: str) -> None:
     if app == "tasks.app":
-        pytest.skip("needs IPVS in the kernel; without it the other tests find the tasks by DNS round robin")
+        pytest.skip(
+            "needs IPVS in the kernel; without it the other tests find the tasks by DNS round robin"
+        )
     for node in NODES:
         assert get(f"{on(node, 'hostname -i')}:5000", "/health") == "healthy\n\n"
 
@@ -135,7 +172,9 @@ def test_services_have_the_least_power_and_nobody_else_reads_their_passwords(app
     look = "docker exec $(docker ps --quiet --filter name=cct_{}) sh -c 'stat -c \"%u %a %n\" /run/secrets/*/password'"
     file = "{} 400 /run/secrets/{}/password".format
     assert on(DATA, look.format("app")) == file(10001, "app")
-    assert on(DATA, look.format("db")).splitlines() == [file(999, user) for user in ("app", "root", "seeder")]
+    assert on(DATA, look.format("db")).splitlines() == [
+        file(999, user) for user in ("app", "root", "seeder")
+    ]
 
 
 def test_unhealthy_replica_is_replaced_without_a_failed_request(app: str, report: Report) -> None:
@@ -148,11 +187,17 @@ def test_unhealthy_replica_is_replaced_without_a_failed_request(app: str, report
 
 
 def test_updates_fail_no_request_and_leave_the_accounts_alone(app: str, report: Report) -> None:
-    sick = "--image registry:5000/cct-app:2 --health-cmd false --health-interval 1s --health-retries 1"
+    sick = (
+        "--image registry:5000/cct-app:2 --health-cmd false --health-interval 1s --health-retries 1"
+    )
     for event, command, tag in (
         ("update of 3 replicas", f"export TAG=2; {printed('docker stack deploy')}", 2),
         ("going back", printed("docker service rollback"), 1),
-        ("update that never gets healthy, and is rolled back", f"docker service update --quiet {sick} cct_app", 1),
+        (
+            "update that never gets healthy, and is rolled back",
+            f"docker service update --quiet {sick} cct_app",
+            1,
+        ),
     ):
         with load(app, report, event):
             on(MANAGER, command)
@@ -163,7 +208,9 @@ def test_updates_fail_no_request_and_leave_the_accounts_alone(app: str, report: 
     assert account_ids(app) == IDS
 
 
-def test_scaling_down_fails_no_request_and_scaling_up_uses_the_free_node(app: str, report: Report) -> None:
+def test_scaling_down_fails_no_request_and_scaling_up_uses_the_free_node(
+    app: str, report: Report
+) -> None:
     with load(app, report, "scale from 3 to 2"):
         on(MANAGER, printed("docker service scale cct_app=2"))
         until(lambda: settled(2), "scaled down")
@@ -184,7 +231,11 @@ def test_killed_database_comes_back_with_its_accounts(app: str, report: Report) 
 def test_tasks_of_a_killed_node_run_elsewhere(app: str, report: Report) -> None:
     with load(app, report, "node killed, until its tasks run elsewhere", ""):
         docker("kill", f"{NAME}-{SPARE}")
-        until(lambda: {task["Node"] for task in settled().values()} == {MANAGER, DATA}, "elsewhere", 120)
+        until(
+            lambda: {task["Node"] for task in settled().values()} == {MANAGER, DATA},
+            "elsewhere",
+            120,
+        )
     assert account_ids(app) == IDS
 
 
@@ -197,7 +248,9 @@ def test_nothing_but_the_accounts_is_left_after_the_removal(app: str) -> None:
 
 
 def test_database_elsewhere(app: str, tmp_path: Path) -> None:
-    start_mysql(f"{NAME}-mysql", tmp_path, f"--network=name={NAME},alias=mysql.example.com", "--port=3307")
+    start_mysql(
+        f"{NAME}-mysql", tmp_path, f"--network=name={NAME},alias=mysql.example.com", "--port=3307"
+    )
     on(MANAGER, printed("printf"))
     start_client()
     assert on(MANAGER, "docker service ps --quiet cct_db") == ""
