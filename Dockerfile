@@ -1,17 +1,18 @@
-# Three images: db, seeder, app. --chmod: the images work whatever the umask of the clone was.
+# Three images: db, seeder and app. Because of --chmod, the umask of the clone does not matter.
 
 FROM mysql:9.7 AS db
-COPY --chmod=755 start-db.sh users.sh probe-db.sh /usr/local/bin/
+COPY --chmod=755 db /usr/local/bin
 RUN ln -s /usr/local/bin/users.sh /docker-entrypoint-initdb.d/
-# A first start takes up to two minutes; failures of that time do not count.
+# A first start may take two minutes. Failures in that time do not count.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=2m --start-interval=1s CMD ["probe-db.sh"]
 ENTRYPOINT ["start-db.sh"]
 CMD ["mysqld"]
 
-# The packages, checked against the hashes in requirements.txt; built again only if that changes.
+# The packages, checked against their hashes. A change of requirements.txt builds this again.
 FROM python:3.14-slim AS packages
 COPY requirements.txt .
-RUN pip install --no-cache-dir --require-hashes --only-binary :all: --target /packages -r requirements.txt
+RUN pip install --no-cache-dir --require-hashes --only-binary :all: \
+    --target /packages -r requirements.txt
 
 FROM python:3.14-slim AS python
 ENV PYTHONPATH=/packages
@@ -20,7 +21,7 @@ WORKDIR /cct
 FROM python AS seeder
 COPY --from=packages /packages/asyncmy /packages/asyncmy
 COPY --chmod=444 settings.py seed.py schema.sql ./
-# Compile the imported modules: a read-only container cannot, and the image lacks the standard library's.
+# Compile all imported modules: a read-only container cannot, and python:slim has only sources.
 RUN python -c "import seed"
 USER 10001:10001
 CMD ["python", "-m", "seed"]
@@ -32,6 +33,7 @@ COPY --chmod=555 page page
 RUN python -c "import http.client, server"
 USER 10001:10001
 EXPOSE 80
-# A start takes a second; failures of the first 5 seconds do not count.
-HEALTHCHECK --interval=5s --timeout=3s --retries=3 --start-period=5s --start-interval=1s CMD ["python", "-m", "probe"]
+# A start takes a second. Failures in the first five seconds do not count.
+HEALTHCHECK --interval=5s --timeout=3s --retries=3 --start-period=5s --start-interval=1s \
+    CMD ["python", "-m", "probe"]
 CMD ["python", "-m", "server"]

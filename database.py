@@ -86,12 +86,14 @@ def make_page(after: int, rows: Rows) -> Page:
     )
 
 
-def make_account(id: Any, name: Any, email: Any) -> Account:
+def make_account(account_id: Any, name: Any, email: Any) -> Account:
     """Return an account; raise ReadError if a value has the wrong type. NULL is an empty text."""
-    for column, value, expected in (("id", id, int), ("name", name, str), ("email", email, str)):
-        if value is not None and not isinstance(value, expected):
-            raise ReadError("wrong type", f"{column} is {type(value).__name__}")
-    return Account(id, name or "", email or "")
+    if not isinstance(account_id, int):
+        raise ReadError("wrong type", f"id is no integer: {account_id!r}")
+    for value in (name, email):
+        if value is not None and not isinstance(value, str):
+            raise ReadError("wrong type", f"name or email is no text in account {account_id}")
+    return Account(account_id, name or "", email or "")
 
 
 class Database:

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Callable
 
@@ -23,7 +24,7 @@ log = logging.getLogger("cct")
 
 SHUTDOWN_TIMEOUT = 3.0  # seconds for requests in flight, and again after they are cancelled
 KEEP_ALIVE = 120.0  # seconds; proxies keep idle connections for less (nginx 60, Traefik 90)
-UNREAD_TIMEOUT = 10.0  # seconds for a client to take some of its answer
+UNREAD_TIMEOUT = 7.0  # seconds; a client that takes nothing of its answer is cut off within two
 LISTENERS = 16
 DESCRIPTORS = 8192
 
@@ -60,13 +61,17 @@ async def serve(app: web.Application, settings: Settings, on_stop: Callable[[], 
     runner = await start(app, settings)
     log.info("listening on %s:%d", settings.host, settings.port)
 
-    limiter = asyncio.create_task(limit_connections(runner))
+    chores = [
+        asyncio.create_task(limit_connections(runner)),
+        asyncio.create_task(reset_unread_connections(runner)),
+    ]
     await stop.wait()
 
     on_stop()
     log.info("stopping")
     await asyncio.sleep(settings.drain)
-    limiter.cancel()
+    for chore in chores:
+        chore.cancel()
     await runner.cleanup()
     log.info("stopped")
 
@@ -97,10 +102,16 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server((host, port), family=family, dualstack_ipv6=host == "::")
     except OSError as error:
         raise SystemExit(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
-    if sys.platform == "linux":  # connections inherit this
-        milliseconds = int(UNREAD_TIMEOUT * 1000)
+    if sys.platform == "linux":
+        # Connections inherit this. It ends those that are closed here, and never read there.
+        milliseconds = int(KEEP_ALIVE * 1000)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     return listener
+
+
+def open_connections(runner: web.AppRunner) -> list[web.RequestHandler]:
+    """Return the connections of the server, the oldest first."""
+    return runner.server.connections if runner.server else []
 
 
 async def limit_connections(runner: web.AppRunner) -> None:
@@ -108,7 +119,7 @@ async def limit_connections(runner: web.AppRunner) -> None:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
     while True:
         try:
-            connections = runner.server.connections if runner.server else []  # oldest first
+            connections = open_connections(runner)
             excess = max(len(connections) - most, 0)
             await close_connections(connections[:excess])
         except Exception:
@@ -122,3 +133,44 @@ async def close_connections(connections: list[web.RequestHandler]) -> None:
         connection.close()  # at once, if it is idle
     shutdowns = [connection.shutdown(SHUTDOWN_TIMEOUT) for connection in connections]
     await asyncio.gather(*shutdowns, return_exceptions=True)  # one may be lost meanwhile
+
+
+async def reset_unread_connections(runner: web.AppRunner) -> None:
+    """Reset each connection whose client takes nothing of its answer for UNREAD_TIMEOUT.
+
+    A shorter TCP_USER_TIMEOUT would also cut off clients that read, but slowly: it is measured
+    while their window is too small for the next packet.
+    """
+    before: dict[web.RequestHandler, int] = {}  # bytes taken of answers that are not read whole
+    while sys.platform == "linux":
+        await asyncio.sleep(UNREAD_TIMEOUT)
+        now = {}
+        for connection in open_connections(runner):
+            taken, is_whole = count_taken(connection)
+            if is_whole:
+                continue
+            now[connection] = taken
+            if before.get(connection) == taken:
+                reset(connection)
+        before = now
+
+
+def count_taken(connection: web.RequestHandler) -> tuple[int, bool]:
+    """Return how many bytes the client has taken so far, and whether these are all."""
+    if connection.transport is None:
+        return 0, True
+    client = connection.transport.get_extra_info("socket")
+    info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)  # linux/tcp.h: tcp_info
+    (packets_under_way,) = struct.unpack_from("I", info, 24)
+    (bytes_taken,) = struct.unpack_from("Q", info, 120)
+    (bytes_not_sent,) = struct.unpack_from("I", info, 144)
+    return bytes_taken, packets_under_way == 0 and bytes_not_sent == 0
+
+
+def reset(connection: web.RequestHandler) -> None:
+    """Close a connection and drop what its client has not taken."""
+    if connection.transport:
+        client = connection.transport.get_extra_info("socket")
+        no_linger = struct.pack("ii", 1, 0)  # without it, the kernel would keep the rest
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
+        connection.transport.abort()

@@ -1,4 +1,4 @@
-"""The seeder of cct: create the accounts table and fill it, once. It never changes existing rows."""
+"""The seeder of cct: create the accounts table and fill it. Existing rows stay as they are."""
 
 import asyncio
 import csv
@@ -98,6 +98,9 @@ async def seed(settings: Settings) -> None:
             await seed_once(settings)
             return
         except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: a login without TLS
+            if settings.db_host == "localhost" and Path("/.dockerenv").exists():
+                hint = "set DB_HOST=host.docker.internal for a database on this machine"
+                raise SystemExit(f"In a container, localhost is the container: {hint}.") from None
             if time.monotonic() > deadline:
                 place = f"{settings.db_host}:{settings.db_port}"
                 message = f"The database at {place} could not be seeded"

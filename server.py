@@ -150,6 +150,13 @@ def text(sentence: str, status: int = 200, **headers: str) -> web.Response:
     return answer(f"{sentence}\n".encode(), TEXT_HEADERS | headers, status)
 
 
+def refuse(sentence: str, status: int) -> web.Response:
+    """Return a line of plain text, and close the connection instead of reading more from it."""
+    response = text(sentence, status)
+    response.force_close()
+    return response
+
+
 SETTINGS = web.AppKey("SETTINGS", Settings)
 DATABASE = web.AppKey("DATABASE", Database)
 SENTENCES = {
@@ -158,16 +165,19 @@ SENTENCES = {
 }
 
 
+MAX_WAITING = 8  # requests of one connection behind the one that is answered
+
+
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse a wrong Host, a body, a wrong path or method, each with a sentence."""
+    """Refuse what no handler should see, each with a sentence."""
     await asyncio.sleep(0)  # a turn for others: a client may send requests without a pause
+    if count_waiting(request) > MAX_WAITING:
+        return refuse("Wait for answers before you send more requests.", 429)
     if not is_allowed(request.headers.get("Host", ""), request.app[SETTINGS].allowed_hosts):
         return text("The server is not known by this name: see ALLOWED_HOSTS.", 421)
     if request.body_exists:
-        response = text("No request needs a body here.", 413)
-        response.force_close()  # instead of reading the body
-        return response
+        return refuse("No request needs a body here.", 413)
     try:
         return await handler(request)
     except web.HTTPNotFound:
@@ -176,6 +186,14 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         methods = sorted(error.allowed_methods)
         sentence = f"{request.method} is not allowed here, but {' and '.join(methods)}."
         return text(sentence, 405, Allow=", ".join(methods))
+
+
+def count_waiting(request: web.Request) -> int:
+    """Return how many requests of the same connection wait behind this one (pipelining).
+
+    aiohttp has no public name for its queue. tests/app/test_overload.py fails if the queue moves.
+    """
+    return len(request.protocol._messages)
 
 
 @lru_cache(maxsize=64)
@@ -229,7 +247,7 @@ def parse_after(values: list[str]) -> int | None:
 
 
 async def show_health(request: web.Request) -> web.Response:
-    """Liveness: the flag. The database is not asked: restarting this process would not repair it."""
+    """Liveness: the flag. A restart would not repair the database, so the database is not asked."""
     global failed_probes
     if not unhealthy_reason:
         return text("healthy")

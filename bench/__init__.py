@@ -1,1 +1,1 @@
-"""What the server, its parts and the seeder cost: `make bench`."""
+"""What a request and the seeder cost: `make bench`."""

@@ -1,4 +1,4 @@
-// net/http and html/template of Go's standard library, go-sql-driver with a prepared statement.
+// The peer: net/http and html/template of Go's standard library, go-sql-driver.
 package main
 
 import (
@@ -7,13 +7,14 @@ import (
 	"log"
 	"net/http"
 	"os"
+	"strings"
 
 	"github.com/go-sql-driver/mysql"
 )
 
 const query = "SELECT id, name, email FROM accounts WHERE id > ? ORDER BY id LIMIT 50"
 
-// html/template drops the comments of a program inside the page: what is around the rows goes in as it is.
+// What is around the rows goes in as it is: html/template would drop the comments of a script.
 const page = `{{.Head}}{{range $i, $account := .Accounts}}{{if $i}}
 {{end}}<tr><td>{{.ID}}</td><th scope="row">{{.Name}}</th><td>{{.Email}}</td></tr>{{end}}{{.Tail}}`
 
@@ -22,15 +23,13 @@ type account struct {
 	Name, Email string
 }
 
-func read(name string) template.HTML {
-	text, err := os.ReadFile(os.Getenv("PAGES") + "/" + name)
+func check(err error) {
 	if err != nil {
 		log.Fatal(err)
 	}
-	return template.HTML(text)
 }
 
-func select50(statement *sql.Stmt, after string) ([]account, error) {
+func read(statement *sql.Stmt, after string) ([]account, error) {
 	rows, err := statement.Query(after)
 	if err != nil {
 		return nil, err
@@ -53,31 +52,32 @@ func main() {
 	login.User, login.Passwd, login.DBName = os.Getenv("DB_USER"), os.Getenv("DB_PASSWORD"), "cct"
 	login.TLSConfig = "skip-verify"
 	db, err := sql.Open("mysql", login.FormatDSN())
-	if err != nil {
-		log.Fatal(err)
-	}
+	check(err)
 	db.SetMaxOpenConns(8)
 	db.SetMaxIdleConns(8)
 	statement, err := db.Prepare(query)
-	if err != nil {
-		log.Fatal(err)
-	}
+	check(err)
+
+	text, err := os.ReadFile(os.Getenv("PAGE"))
+	check(err)
+	first := strings.Index(string(text), "<tr><td>")
+	last := strings.LastIndex(string(text), "</tr>") + len("</tr>")
+	head, tail := template.HTML(text[:first]), template.HTML(text[last:])
 	accounts := template.Must(template.New("page").Parse(page))
-	head, tail := read("head.html"), read("tail.html")
 
 	http.HandleFunc("/", func(response http.ResponseWriter, request *http.Request) {
 		after := request.URL.Query().Get("after")
 		if after == "" {
 			after = "0"
 		}
-		rows, err := select50(statement, after)
+		rows, err := read(statement, after)
 		if err != nil {
 			http.Error(response, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		response.Header().Set("Content-Type", "text/html; charset=utf-8")
-		err = accounts.Execute(response, map[string]any{"Head": head, "Tail": tail, "Accounts": rows})
-		if err != nil {
+		values := map[string]any{"Head": head, "Tail": tail, "Accounts": rows}
+		if err := accounts.Execute(response, values); err != nil {
 			log.Print(err)
 		}
 	})

@@ -1,97 +1,107 @@
 """The page and the seeder at growing tables."""
 
-import asyncio
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any
-from unittest.mock import patch
 
-from bench.programs import PROGRAMS, US, middle, serving
-from database import QUERY, Database
-from settings import Settings
-from tests.database import DatabaseServer, private_database
-from tests.helpers import ROOT
+from bench.measure import measure, middle, read_memory
+from bench.programs import CCT, find_client, serving
+from seed import generate
+from tools import ROOT
+from tools.private_database import PrivateDatabase
+
+ROWS = 20_000  # in one statement of the SQL for the client: a megabyte, as in a dump
 
 
-def run_seed(database: DatabaseServer, accounts: int) -> tuple[float, float]:
-    """Run seed.py and return the seconds it took and its peak memory in MB."""
-    began = time.monotonic()
+@dataclass
+class Seeding:
+    """What a run of the seeder took."""
+
+    seconds: float
+    memory: float  # megabytes at most
+
+
+def seed(database: PrivateDatabase, accounts: int) -> Seeding:
+    """Fill a new table with seed.py."""
+    database.sql("DROP TABLE IF EXISTS cct.accounts")
     settings = database.env("seeder") | {"SEED_ACCOUNTS": str(accounts)}
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "seed.py"], env=os.environ | settings, stdout=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    command = [sys.executable, f"{ROOT}/seed.py"]
+    memory = 0.0
+    began = time.monotonic()
+    process = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        memory = max(memory, read_memory(process.pid))
+        time.sleep(0.01)
+    if process.returncode != 0:
         raise SystemExit("The seeder failed.")
-    return time.monotonic() - began, usage.ru_maxrss / 1024
+    return Seeding(time.monotonic() - began, memory)
 
 
-async def check_plan(server: DatabaseServer, after: int) -> None:
-    """Have the page's query explained; exit with a message if a part of it is not a range on the primary key."""
-    reader = Database(Settings.read(os.environ | server.env("app")))
-    with patch("database.QUERY", f"EXPLAIN FORMAT=TRADITIONAL {QUERY}"):
-        for part in await reader.query(after):
-            if not {"range", "PRIMARY"} <= set(map(str, part)):
-                raise SystemExit(f"Not a range on the primary key: {part}.")
-    await reader.close()
+def measure_size(
+    database: PrivateDatabase, accounts: int, rounds: int, seconds: int
+) -> dict[str, str]:
+    """Fill the table and load the server with three kinds of requests; return a row of results."""
+    seeding = seed(database, accounts)
+    first_page = []
+    middle_page = []
+    any_page = []
+    with serving(CCT, database) as server:
+        server.page()
+        for _ in range(rounds):
+            first_page.append(measure(server, 1, seconds))
+            middle_page.append(measure(server, 1, seconds, f"/?after={accounts // 2}"))
+            any_page.append(measure(server, 64, seconds, accounts=accounts))
+    mixed = middle(any_page)
+    return {
+        "accounts": f"{accounts:,}",
+        "p50, first page": f"{middle(first_page).p50:.2f} ms",
+        "p50, page in the middle": f"{middle(middle_page).p50:.2f} ms",
+        "any page, 64 connections": f"{mixed.rate:,.0f}/s",
+        "CPU a request": f"{mixed.cpu:.0f} µs",
+        "CPU of the database": f"{mixed.database_cpu:.0f} µs",
+        "queries a request": f"{mixed.queries:.2f}",
+        "memory": f"{mixed.memory:.0f} MB",
+        "seed.py": f"{seeding.seconds:.1f} s",
+        "its memory": f"{seeding.memory:.0f} MB",
+    }
 
 
-def race(database: DatabaseServer, accounts: int, dump: Path, rounds: int) -> Iterator[float]:
-    """Yield how many times as long seed.py takes as the database's own client with a dump of the same rows."""
-
-    def client(program: str, *arguments: str, **files: Any) -> float:
-        began = time.monotonic()
-        login = ["-h127.0.0.1", f"-P{database.port}", "-uroot", *arguments]
-        env = os.environ | {"MYSQL_PWD": database.passwords["root"]}
-        subprocess.run([program, *login], env=env, check=True, **files)
-        return time.monotonic() - began
-
-    client(
-        "mysqldump",
-        "--no-create-info",
-        "--loose-set-gtid-purged=OFF",
-        "cct",
-        "accounts",
-        stdout=dump.open("wb"),
-    )
+def race(database: PrivateDatabase, accounts: int, rounds: int) -> float:
+    """Return how many times as long as the database's own client the seeder takes."""
+    sql = database.folder / "accounts.sql"
+    write_sql(sql, accounts)
+    ratios = []
     for _ in range(rounds):
+        seeding = seed(database, accounts)
         database.sql("TRUNCATE cct.accounts")
-        own, _ = run_seed(database, accounts)
-        database.sql("TRUNCATE cct.accounts")
-        yield own / client("mysql", "cct", stdin=dump.open("rb"))
+        ratios.append(seeding.seconds / execute(database, sql))
+    return median(ratios)
 
 
-def growth(sizes: list[int], rounds: int, seconds: int) -> Iterator[str]:
-    """Yield the table of the sizes, and how the seeder compares at the last one."""
-    yield (
-        "| accounts | `/` | `/?after=` the middle | any page, 64 connections | its CPU | of the database | queries "
-        "| memory | seed.py | its peak memory |"
-    )
-    yield "|" + "--:|" * 10
-    for accounts in sizes:
-        with private_database() as database, tempfile.TemporaryDirectory() as name:
-            took, peak = run_seed(database, accounts)
-            for after in (0, accounts // 2):
-                asyncio.run(check_plan(database, after))
-            with serving(PROGRAMS[US], database, Path(name)) as served:
-                served.page()
-                loads = [
-                    served.load(1, seconds, f"/?after={after}")
-                    for after in (0, accounts // 2) * rounds
-                ]
-                mixed = middle([served.load(64, seconds, "/", accounts) for _ in range(rounds)])
-            first, other = (median(load.p50 for load in loads[i::2]) for i in (0, 1))
-            yield (
-                f"| {accounts:,} | {first:.2f} ms | {other:.2f} ms | {mixed.rate:,.0f}/s | {mixed.cpu:.0f} µs "
-                f"| {mixed.database_cpu:.0f} µs | {mixed.queries:.2f} | {mixed.memory:.0f} MB "
-                f"| {took:.1f} s | {peak:.0f} MB |"
-            )
-            if accounts == sizes[-1]:
-                ratios = list(race(database, accounts, Path(name) / "dump.sql", rounds))
-    yield f"\nThe seeder takes {median(ratios):.2f} times as long as the database's client with a dump of {accounts:,}."
+def write_sql(sql: Path, accounts: int) -> None:
+    """Write the seeder's rows as SQL, in one transaction."""
+    numbered = enumerate(generate(accounts), 1)
+    with sql.open("w") as file:
+        file.write("SET autocommit = 0;\n")
+        while batch := list(islice(numbered, ROWS)):
+            rows = ",".join(f"({id},'{name}','{email}')" for id, (name, email) in batch)
+            file.write(f"INSERT INTO accounts VALUES {rows};\n")
+        file.write("COMMIT;\n")
+
+
+def execute(database: PrivateDatabase, sql: Path) -> float:
+    """Execute a file with the database's own client; return the seconds it took."""
+    client = find_client()
+    assert client
+    command = [client, "-h127.0.0.1", f"-P{database.port}", "-uroot"]
+    command += ["--default-character-set=utf8mb4", "cct"]
+    password = {"MYSQL_PWD": database.passwords["root"]}
+    began = time.monotonic()
+    with sql.open("rb") as file:
+        subprocess.run(command, env=os.environ | password, stdin=file, check=True)
+    return time.monotonic() - began

@@ -1,159 +1,109 @@
-"""The programs that serve the page, and the load on them."""
+"""The programs that serve the page, and the tools that the bench needs."""
 
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import NamedTuple
 
-from tests.database import DatabaseServer
-from tests.helpers import ROOT, free_port, get, until
-from tests.local import stop
+from tools import ROOT
+from tools.local import stop
+from tools.private_database import PrivateDatabase
+from tools.waiting import free_port, get, until
 
 HERE = Path(__file__).parent
-PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # gunicorn and uvicorn stand beside python
-US, CEILING, GO = "cct", "aiohttp, a constant", "Go + net/http"
-PROGRAMS = {  # {pages} is a directory with the page for them
-    US: "python ../server.py",
-    CEILING: "python ceiling.py",
-    GO: "{pages}/go_peer",
-    "Node + Express + mysql2": "node express_peer.js",
-    "FastAPI + uvicorn + asyncmy": "uvicorn fastapi_peer:app --port {port} --no-access-log",
-    "Flask + gunicorn + PyMySQL": "gunicorn flask_peer:app -b 127.0.0.1:{port} --threads 8 --worker-connections 2000",
-}
+GO_PACKAGES = "golang-go and golang-github-go-sql-driver-mysql-dev"
 
 
-class Load(NamedTuple):
-    """What came of a load."""
+@dataclass(frozen=True)
+class Program:
+    """A program that serves the page. Its command runs in the project's folder."""
 
-    rate: float  # requests a second
-    p50: float  # ms
-    p99: float  # ms
-    failed: float  # requests
-    size: float  # bytes of an answer with its head
-    cpu: float  # µs of the program for a request
-    database_cpu: float  # µs of the database for a request
-    queries: float  # for a request
-    memory: float  # MB of the program
+    name: str
+    command: tuple[str, ...]
 
 
-def middle(loads: list[Load]) -> Load:
-    """Return the median of each figure."""
-    return Load(*map(median, zip(*loads, strict=True)))
+CCT = Program("cct", (sys.executable, "server.py"))
+CEILING = Program("aiohttp, a constant", (sys.executable, "-m", "bench.ceiling"))
 
 
-class Usage(NamedTuple):
-    """What a program and the database have used since they began."""
-
-    cpu: float  # seconds
-    database_cpu: float  # seconds
-    queries: int
-    memory: float  # MB of the program, now
-
-
-def session_usage(session: int) -> tuple[float, float]:
-    """Return the CPU seconds and the MB of the processes of a session: gunicorn is two."""
-    ticks = pages = 0
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it ended meanwhile
-            fields = file.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session:
-                ticks += int(fields[11]) + int(fields[12])  # user and system
-                pages += int(fields[21])
-    return ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def usage(session: int, database: DatabaseServer) -> Usage:
-    """Return what a program and the database have used."""
-    assert database.process
-    ((_, queries),) = database.sql("SHOW GLOBAL STATUS LIKE 'Questions'")
-    cpu, memory = session_usage(session)
-    return Usage(cpu, session_usage(database.process.pid)[0], int(queries), memory)
-
-
+@dataclass
 class Server:
-    """A program that serves the page."""
+    """A program that runs."""
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], port: int, database: DatabaseServer
-    ) -> None:
-        self.process, self.port, self.database = process, port, database
+    pid: int
+    port: int
+    database: PrivateDatabase
 
     def page(self) -> str:
         """Return the first page, as soon as there is one."""
-        until(lambda: get(self.port)[0] == 200, f"{self.process.args!r} answers", 30)
+        until(lambda: get(self.port)[0] == 200, f"a page on port {self.port}", 30)
         return get(self.port)[1]
-
-    def load(
-        self, connections: int, seconds: int, path: str = "/", accounts: int | None = None
-    ) -> Load:
-        """Load it with wrk: one page, or any page of so many accounts."""
-        url = f"http://127.0.0.1:{self.port}{path}"
-        command = [
-            "wrk",
-            "-t1",
-            f"-c{connections}",
-            f"-d{seconds}s",
-            "-s",
-            f"{HERE}/report.lua",
-            url,
-        ]
-        if accounts is not None:
-            command += ["--", str(accounts)]
-        before = usage(self.process.pid, self.database)
-        report = subprocess.run(command, check=True, text=True, capture_output=True).stderr
-        after = usage(self.process.pid, self.database)
-        requests, took, p50, p99, failed, size = map(float, report.split())
-        cpu, database_cpu, queries = (
-            (b - a) / max(requests, 1) for a, b in zip(before[:3], after[:3], strict=True)
-        )
-        return Load(
-            *(requests / took, p50, p99, failed, size / max(requests, 1)),
-            *(cpu * 1e6, database_cpu * 1e6, queries, after.memory),
-        )
-
-
-def build_go(directory: Path) -> None:
-    """Build the peer in Go; say so if that cannot be done."""
-    packages = os.environ.get("GOPATH", "/usr/share/gocode")  # where Debian puts the driver
-    env = {"PATH": PATH, "GO111MODULE": "off", "GOPATH": packages, "GOCACHE": f"{directory}/cache"}
-    if not shutil.which("go"):
-        print(
-            "There is no Go: install golang-go and golang-github-go-sql-driver-mysql-dev.",
-            flush=True,
-        )
-    elif subprocess.run(
-        ["go", "build", "-o", directory, "go_peer.go"], cwd=HERE, env=env, check=False
-    ).returncode:
-        print(
-            "The peer in Go cannot be built: install golang-github-go-sql-driver-mysql-dev.",
-            flush=True,
-        )
 
 
 @contextmanager
-def serving(command: str, database: DatabaseServer, pages: Path) -> Iterator[Server]:
-    """Give a program that serves, its log in a file."""
+def serving(program: Program, database: PrivateDatabase) -> Iterator[Server]:
+    """Run a program in the context. Its log is a file in the database's folder."""
     port = free_port()
-    settings = {
-        "HOST": "127.0.0.1",
-        "PORT": str(port),
-        "PAGES": str(pages),
-        "NODE_ENV": "production",
-    }
-    process = subprocess.Popen(
-        command.format(pages=pages, port=port).split(),
-        cwd=HERE,
-        env=os.environ | database.env("app") | settings | {"PATH": PATH, "PYTHONPATH": str(ROOT)},
-        stdout=(pages / "log").open("wb"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    settings = {"HOST": "127.0.0.1", "PORT": str(port), "PAGE": str(page_file(database))}
+    with (database.folder / "program.log").open("wb") as log:
+        process = subprocess.Popen(
+            program.command,
+            cwd=ROOT,
+            env=os.environ | database.env("app") | settings,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     try:
-        yield Server(process, port, database)
+        yield Server(process.pid, port, database)
     finally:
         stop(process)
+
+
+def page_file(database: PrivateDatabase) -> Path:
+    """Return the file with the page of server.py, for the others."""
+    return database.folder / "page.html"
+
+
+def require_tools() -> None:
+    """Exit with a sentence for each tool that is missing."""
+    missing = []
+    if not shutil.which("wrk"):
+        missing.append("Install wrk: it makes the load.")
+    if not find_client():
+        missing.append("Install the client of MySQL or MariaDB: the seeder is compared with it.")
+    if missing:
+        raise SystemExit("\n".join(missing))
+
+
+def find_client() -> str | None:
+    """Return the path of the database's own client."""
+    return shutil.which("mysql") or shutil.which("mariadb")
+
+
+def find_programs(folder: Path) -> list[Program]:
+    """Return the programs; print a sentence if Go is missing."""
+    programs = [CCT, CEILING]
+    binary = f"{folder}/go_peer"
+    if not shutil.which("go"):
+        print(f"Go is left out: there is none. Install {GO_PACKAGES}.", flush=True)
+    elif not build_go(binary, folder):
+        print(f"Go is left out: it cannot be built. Install {GO_PACKAGES}.", flush=True)
+    else:
+        programs.append(Program("Go, net/http", (binary,)))
+    return programs
+
+
+def build_go(binary: str, folder: Path) -> bool:
+    """Build the peer in Go; return whether that worked."""
+    settings = {
+        "GO111MODULE": "off",
+        "GOPATH": "/usr/share/gocode",  # where Debian puts the driver
+        "GOCACHE": f"{folder}/go-cache",
+    }
+    command = ["go", "build", "-o", binary, f"{HERE}/go_peer.go"]
+    return subprocess.run(command, env=os.environ | settings, check=False).returncode == 0

@@ -1,16 +1,20 @@
--- With a number, `wrk ... -- 1000`: each request is for another page of so many accounts.
+-- With a number, `wrk ... -- 1000`: each request is for any page of so many accounts.
 function init(arguments)
   local accounts = tonumber(arguments[1])
   if accounts then
-    request = function() return wrk.format(nil, "/?after=" .. math.random(0, accounts)) end
+    request = function()
+      return wrk.format(nil, "/?after=" .. math.random(0, accounts))
+    end
   end
 end
 
--- What programs.py reads: requests, seconds, p50 and p99 in ms, failed requests, bytes.
+-- What measure.py reads. wrk counts in microseconds.
 function done(summary, latency, requests)
   local errors = summary.errors
+  local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
   io.stderr:write(string.format(
-    "%d %f %f %f %d %d\n", summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3,
-    latency:percentile(99) / 1e3, errors.connect + errors.read + errors.write + errors.status + errors.timeout,
-    summary.bytes))
+    '{"requests": %d, "seconds": %f, "p50": %f, "p99": %f, "failed": %d, "bytes": %d}',
+    summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3,
+    latency:percentile(99) / 1e3, failed, summary.bytes
+  ))
 end

@@ -1,135 +1,179 @@
-// Shows a heal step by step, from the answers of the server. The steps survive a reload.
+// Tells a heal step by step, from the answers of the server. The steps survive a reload.
 // The page asks the server only during a heal, and only while the tab is visible.
 
-const byId = (id) => document.getElementById(id)
-const form = document.querySelector("form")
-const button = document.querySelector("button")
+const container = document.getElementById("container")
+const started = document.getElementById("started")
+const health = document.getElementById("health")
+const list = document.getElementById("steps")
+const form = document.querySelector("form") // null if MAKE_UNHEALTHY is off
+const button = document.querySelector("button") // null, too
+
+const PAUSE = 250 // milliseconds between two questions
+const TIMEOUT = 3000 // milliseconds to wait for an answer
 
 let heal = loadHeal() // null if there is none
 let isPolling = false
+let isWatched = false // the last answer was "unhealthy", and the tab has been visible since then
 let isLeaving = false
 
-// What the session storage holds if it works, and if another page has not written to it.
-function loadHeal() {
+async function pressButton(event) {
+  event.preventDefault() // without JavaScript, the browser sends the form
+  button.disabled = true
+  list.replaceChildren()
+  const refusal = await makeUnhealthy()
+  if (refusal === null) {
+    beginHeal("made unhealthy")
+  } else {
+    appendLine(refusal)
+    button.disabled = false
+  }
+}
+
+// Returns null, or why the server was not made unhealthy.
+async function makeUnhealthy() {
   try {
-    const stored = JSON.parse(sessionStorage.getItem("heal"))
-    stored.steps.forEach(formatStep)
-    return stored
+    const signal = AbortSignal.timeout(TIMEOUT)
+    const response = await fetch(form.action, { method: "POST", signal })
+    return response.ok ? null : await response.text()
+  } catch {
+    return "no answer"
+  }
+}
+
+function beginHeal(cause) {
+  heal = { began: Date.now(), container: container.textContent, probes: 0, steps: [] }
+  isWatched = true
+  addStep(cause)
+  poll()
+}
+
+async function poll() {
+  if (isPolling || heal === null) return
+  isPolling = true
+  if (button) button.disabled = true
+  while (heal !== null && !document.hidden) {
+    const page = await fetchPage()
+    if (!isLeaving) followHeal(page)
+    await sleep(PAUSE)
+  }
+  isWatched = false
+  isPolling = false
+}
+
+// Returns the page as JSON, null if there is no answer.
+async function fetchPage() {
+  try {
+    const headers = { Accept: "application/json" }
+    const signal = AbortSignal.timeout(TIMEOUT)
+    const response = await fetch("/", { headers, signal })
+    return await response.json()
   } catch {
     return null
   }
 }
 
-function saveHeal() {
-  try {
-    sessionStorage.setItem("heal", JSON.stringify(heal))
-  } catch {
-    // Storage is full or blocked: the steps are shown, but do not survive a reload.
+function sleep(milliseconds) {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds))
+}
+
+function followHeal(page) {
+  if (page === null) {
+    addStep(heal.probes < 3 ? "no answer" : "restarting (no answer)")
+  } else if (page.error) {
+    addStep(page.error)
+  } else if (page.healthy) {
+    updateFacts(page)
+    endHeal(page)
+  } else {
+    updateFacts(page)
+    isWatched = true
+    addProbes(page.failed_probes)
   }
 }
 
-function formatStep({ seconds, text }) {
-  return `${seconds.toFixed(1)} s: ${text}`
+function updateFacts(page) {
+  container.textContent = page.container
+  started.textContent = page.started
+  health.textContent = page.health
+  health.className = page.healthy ? "healthy" : "unhealthy"
 }
 
-function showStep(step) {
-  const item = document.createElement("li")
-  item.textContent = formatStep(step)
-  byId("steps").append(item)
-}
-
-function secondsSinceBegin() {
-  return Math.max(0, (Date.now() - heal.began) / 1000) // the clock may be set back
-}
-
-function addStep(text) {
-  if (heal.steps.at(-1)?.text === text) return
-  const step = { seconds: secondsSinceBegin(), text }
-  heal.steps.push(step)
-  saveHeal()
-  showStep(step)
-}
-
-function beginHeal(text) {
-  byId("steps").replaceChildren()
-  heal = { began: Date.now(), container: byId("container").textContent, probes: 0, steps: [] }
-  addStep(text)
-  poll()
-}
-
-function endHeal(page) {
-  const same = page.container === heal.container
-  const who = same ? "healthy again, healed" : `${page.container} answers, healthy,`
-  const when = heal.wasHidden
-    ? `while this tab was hidden: running since ${page.started}`
-    : `in ${secondsSinceBegin().toFixed(1)} s`
-  addStep(`${who} ${when}`)
-  sessionStorage.removeItem("heal")
-  heal = null
-  byId("container").textContent = page.container
-  byId("started").textContent = page.started
-  showHealth(page)
-  if (button) button.disabled = false
-}
-
-function showHealth(page) {
-  byId("health").textContent = page.health
-  byId("health").className = page.healthy ? "healthy" : "unhealthy"
-}
-
-async function askServer() {
-  let response, page
-  try {
-    const signal = AbortSignal.timeout(3000)
-    response = await fetch("/", { headers: { Accept: "application/json" }, signal })
-    page = await response.json()
-  } catch {
-    if (!isLeaving) addStep(heal.probes < 3 ? "no answer" : "restarting (no answer)")
-    return
-  }
-  if (!response.ok) return addStep(page.error)
-  if (page.healthy) return endHeal(page)
-  heal.wasHidden = false
-  showHealth(page)
-  while (heal.probes < page.failed_probes) {
+function addProbes(failed) {
+  while (heal.probes < failed) {
     heal.probes += 1
     addStep(`probe ${heal.probes} failed`)
   }
 }
 
-async function poll() {
-  if (isPolling || !heal) return
-  isPolling = true
-  if (button) button.disabled = true
-  while (heal && !document.hidden) {
-    await askServer()
-    await new Promise((resolve) => setTimeout(resolve, 250))
-  }
-  if (heal) heal.wasHidden = true
-  isPolling = false
+// Adds a step and its time, unless the last step is the same.
+function addStep(text) {
+  if (heal.steps.at(-1)?.endsWith(`: ${text}`)) return
+  const step = `${secondsSinceBegin()} s: ${text}`
+  heal.steps.push(step)
+  saveHeal()
+  appendLine(step)
 }
 
-async function pressButton(event) {
-  event.preventDefault() // without JavaScript, the browser sends the form
-  byId("steps").replaceChildren()
+function appendLine(text) {
+  const item = document.createElement("li")
+  item.textContent = text
+  list.append(item)
+}
+
+function secondsSinceBegin() {
+  const milliseconds = Math.max(0, Date.now() - heal.began) // the clock may be set back
+  return (milliseconds / 1000).toFixed(1)
+}
+
+function endHeal(page) {
+  const isSame = page.container === heal.container
+  const who = isSame ? "healthy again" : `container ${page.container} answers`
+  // The duration is unknown if the end was not watched, or if the clock was set back.
+  const isKnown = isWatched && Date.now() >= heal.began
+  const when = isKnown ? ` after ${secondsSinceBegin()} s` : `, running since ${page.started}`
+  appendLine(who + when)
+  heal = null
+  saveHeal()
+  if (button) button.disabled = false
+}
+
+// The storage may be full, blocked by the browser, or written by another page of this address.
+
+function saveHeal() {
   try {
-    const response = await fetch(form.action, { method: "POST" })
-    if (response.ok) return beginHeal("made unhealthy")
-    byId("steps").textContent = await response.text()
+    sessionStorage.setItem("heal", JSON.stringify(heal))
   } catch {
-    byId("steps").textContent = "no answer"
+    // The steps are told all the same, but a reload forgets them.
   }
+}
+
+function loadHeal() {
+  try {
+    const stored = JSON.parse(sessionStorage.getItem("heal"))
+    return isHeal(stored) ? stored : null
+  } catch {
+    return null
+  }
+}
+
+function isHeal(value) {
+  return (
+    Number.isFinite(value.began) &&
+    Number.isInteger(value.probes) &&
+    typeof value.container === "string" &&
+    value.steps.every((step) => typeof step === "string")
+  )
 }
 
 form?.addEventListener("submit", pressButton)
 document.addEventListener("visibilitychange", poll)
 addEventListener("beforeunload", () => {
-  isLeaving = true // leaving aborts the request; this is not "no answer"
+  isLeaving = true // leaving ends the request that is under way: this is not "no answer"
 })
 
-if (heal) {
-  heal.steps.forEach(showStep)
+if (heal !== null) {
+  heal.steps.forEach(appendLine)
   poll()
-} else if (byId("health").className === "unhealthy") {
+} else if (health.className === "unhealthy") {
   beginHeal("found unhealthy")
 }

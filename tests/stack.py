@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT, free_port, get
+from tools import ROOT
+from tools.waiting import free_port, get
+
+IMAGES = ("db", "seeder", "app")  # what the Dockerfile makes
+NOT_COPIED = (".git", ".venv", ".*_cache", "__pycache__", "node_modules")
 
 
 def docker(*arguments: str, cwd: Path = ROOT, env: Mapping[str, str] = os.environ) -> str:
-    """Run a docker command and return its output; AssertionError with its errors where it fails."""
+    """Run a docker command and return its output; raise AssertionError with its errors."""
     done = subprocess.run(
         ["docker", *arguments],
         cwd=cwd,
@@ -25,61 +29,38 @@ def docker(*arguments: str, cwd: Path = ROOT, env: Mapping[str, str] = os.enviro
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stdout}{done.stderr}"
+    command = " ".join(arguments)
+    assert done.returncode == 0, f"docker {command}: {done.stdout}{done.stderr}"
     return done.stdout
 
 
 def require_engine() -> None:
-    """Skip the test where there is no engine with Compose; fail it where REQUIRE_DOCKER=1 says that there is one."""
+    """Skip the test if there is no engine with Compose; fail it if REQUIRE_DOCKER=1."""
     try:
         docker("compose", "version")
         docker("info")
     except (AssertionError, OSError) as error:
         if os.environ.get("REQUIRE_DOCKER") == "1":
             pytest.fail(f"REQUIRE_DOCKER=1, but there is no Docker engine: {error}")
-        pytest.skip(
-            "needs Docker Engine 25 or newer with Compose, and a user who may use it, as in the group docker"
-        )
+        pytest.skip("needs Docker Engine 25 or newer with Compose, and a user who may use it")
 
 
 def start_engine(container: str, *options: str) -> None:
     """Start an engine in a container, and wait until it answers."""
-    docker(
-        "run",
-        "--detach",
-        "--privileged",
-        "--name",
-        container,
-        "--env",
-        "DOCKER_TLS_CERTDIR=",
-        *options,
-    )
+    run = ("run", "--detach", "--privileged", "--env=DOCKER_TLS_CERTDIR=")
+    docker(*run, f"--name={container}", *options)
     docker("exec", container, "sh", "-c", "until docker info; do sleep 0.2; done")
 
 
-def start_mysql(container: str, passwords: Path, network: str, *options: str) -> None:
-    """Start a MySQL of no stack, with the users of users.sh, whose passwords are files in a folder."""
-    mounts = [f"--volume={ROOT}/users.sh:/docker-entrypoint-initdb.d/users.sh:ro"]
+def start_mysql(container: str, image: str, passwords: Path, network: str, *options: str) -> None:
+    """Start a MySQL of no stack from the image of db; write its passwords into a folder."""
+    files = []
     for user in ("root", "seeder", "app"):
         (passwords / user).write_text(f"the password of {user}")
-        mounts.append(f"--volume={passwords / user}:/run/secrets/{user}/password:ro")
-    environment = (
-        "-e",
-        "MYSQL_DATABASE=cct",
-        "-e",
-        "MYSQL_ROOT_PASSWORD_FILE=/run/secrets/root/password",
-    )
-    docker(
-        "run",
-        "--detach",
-        "--name",
-        container,
-        network,
-        *mounts,
-        *environment,
-        "mysql:9.7",
-        *options,
-    )
+        files.append(f"--volume={passwords / user}:/run/secrets/{user}/password:ro")
+    root = "--env=MYSQL_ROOT_PASSWORD_FILE=/run/secrets/root/password"
+    run = ("run", "--detach", f"--name={container}", network, *files, root)
+    docker(*run, "--env=MYSQL_DATABASE=cct", image, "mysqld", *options)
 
 
 class Stack:
@@ -87,58 +68,97 @@ class Stack:
 
     def __init__(self, folder: Path, source: Path = ROOT, **settings: str) -> None:
         require_engine()
-        ignored = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "node_modules")
-        shutil.copytree(source, folder, ignore=ignored)
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*NOT_COPIED))
         self.folder = folder
         self.name = f"cct-test-{free_port()}"
         self.port = free_port()
-        self.env = (
-            os.environ | {"COMPOSE_PROJECT_NAME": self.name, "APP_PORT": str(self.port)} | settings
-        )
+        names = {"COMPOSE_PROJECT_NAME": self.name, "APP_PORT": str(self.port)}
+        self.env = os.environ | names | settings
+
+    def docker(self, *arguments: str) -> str:
+        """Run a docker command in the folder, with the settings."""
+        return docker(*arguments, cwd=self.folder, env=self.env)
 
     def compose(self, *arguments: str) -> str:
-        return docker("compose", *arguments, cwd=self.folder, env=self.env)
+        """Run a command of Compose."""
+        return self.docker("compose", *arguments)
+
+    def shell(self, command: str) -> str:
+        """Run a command as a user types it in the folder; raise AssertionError with its errors."""
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env=self.env,
+            check=False,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
 
     def up(self) -> None:
+        """Build and start everything, and wait until it is healthy."""
         self.compose("up", "-d", "--build", "--wait")
 
     def down(self) -> None:
-        """Remove what it made, but for the images of others."""
-        self.compose("down", "-v", "-t", "2")
-        docker("image", "rm", "--force", f"{self.name}-app", f"{self.name}-seeder")
+        """Remove everything that it made."""
+        self.compose("down", "-v", "-t", "2", "--rmi", "local", "--remove-orphans")
 
     def container(self, service: str) -> str:
+        """Return the name of a service's container."""
         return f"{self.name}-{service}-1"
 
+    def images(self) -> list[str]:
+        """Return the names of the images that it made."""
+        return [f"{self.name}-{image}" for image in IMAGES]
+
     def inspect(self, service: str) -> Any:
-        return json.loads(docker("inspect", self.container(service), env=self.env))[0]
+        """Return what the engine knows about a service's container."""
+        return json.loads(self.docker("inspect", self.container(service)))[0]
 
     def health(self, service: str = "app") -> str:
+        """Return the health of a service, in the engine's word."""
         return str(self.inspect(service)["State"]["Health"]["Status"])
 
     def started(self, service: str = "app") -> str:
+        """Return when a service's container started."""
         return str(self.inspect(service)["State"]["StartedAt"])
 
-    def exec(self, service: str, *command: str) -> str:
-        return docker("exec", self.container(service), *command, env=self.env)
+    def logs(self, service: str) -> str:
+        """Return the log of a service."""
+        return self.compose("logs", "--no-log-prefix", service)
 
-    def sql(self, statement: str, user: str = "root", *options: str) -> str:
-        """Execute a statement as a user: root over the socket, others over TCP."""
-        host = "" if user == "root" else "--host=127.0.0.1"
-        command = f'MYSQL_PWD=$(cat /run/secrets/{user}/password) mysql -u {user} {host} -Ne "{statement}" cct'
-        return self.exec("db", "sh", "-c", " ".join([command, *options]))
+    def exec(self, service: str, *command: str) -> str:
+        """Run a command in a service's container."""
+        return self.docker("exec", self.container(service), *command)
+
+    def sql(self, statement: str, *options: str) -> str:
+        """Execute a statement as root."""
+        return self.exec("db", "as-root.sh", "mysql", "-Ne", statement, *options, "cct")
+
+    def sql_as_app(self, statement: str) -> str:
+        """Execute a statement as the user app, over TCP."""
+        login = "MYSQL_PWD=$(cat /run/secrets/app/password) mysql -h 127.0.0.1 -u app"
+        return self.exec("db", "sh", "-c", f'{login} -Ne "$1" cct', "sh", statement)
 
     def end_app_connections(self) -> None:
-        ids = self.sql("SELECT id FROM information_schema.processlist WHERE user = 'app'").split()
-        self.sql(
-            "".join(f"KILL {id};" for id in ids), "root", "--force"
-        )  # one may end by itself first
+        """End the connections of the server to the database."""
+        select = "SELECT id FROM information_schema.processlist WHERE user = 'app'"
+        kills = [f"KILL {id};" for id in self.sql(select).split()]
+        self.sql("".join(kills), "--force")  # a connection may end by itself first
+
+    def passwords(self) -> list[str]:
+        """Return the passwords of app, root and seeder."""
+        return self.exec("db", "sh", "-c", "cat /run/secrets/*/password").split()
 
     def get(self, path: str = "/", **headers: str) -> tuple[int, str]:
+        """Return status and text of an answer; status 0 if there is none."""
         return get(self.port, path, 10, **headers)
 
     def page(self) -> Any:
-        """Return the account page for programs."""
+        """Return the page of accounts for programs."""
         status, text = self.get(accept="application/json")
         assert status == 200, text
         return json.loads(text)

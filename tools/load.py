@@ -27,7 +27,7 @@ GET = """
 import http.client, sys
 client = http.client.HTTPConnection(sys.argv[1], timeout=10)
 client.request("GET", sys.argv[2], headers={"Accept": "application/json"})
-print(client.getresponse().read().decode())
+print(client.getresponse().read().decode(), end="")
 """
 
 

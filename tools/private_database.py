@@ -49,7 +49,7 @@ class PrivateDatabase:
 
     def statements(self) -> str:
         """Return what the server runs when it starts: the SQL of users.sh, and root over TCP."""
-        text = (ROOT / "users.sh").read_text()
+        text = (ROOT / "db" / "users.sh").read_text()
         users = text.partition("<<SQL\n")[2].partition("SQL\n")[0]
         for user, password in self.passwords.items():
             users = users.replace(f'$(cat "$(password_file {user})")', password)

@@ -1,9 +1,8 @@
-"""What the tests share: a private database, the accounts in it, a client of the server, and the server as a process."""
+"""What the tests of the app share: a database with accounts, a client, the server as a process."""
 
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,48 +15,46 @@ from pytest_aiohttp import AiohttpClient
 import seed
 from server import make_app
 from settings import Settings
-from tests.database import DatabaseServer, private_database
-from tests.helpers import ROOT, free_port, get, until
+from tools import ROOT
+from tools.private_database import PrivateDatabase, private_database
+from tools.waiting import free_port, get, until
 
 Client = TestClient[Any, Any]
 MakeClient = Callable[..., Awaitable[Client]]
-Report = Callable[[str], None]
 StartServer = Callable[..., "ServerProcess"]
 
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """List what was skipped, and what it needs."""
-    reports = terminalreporter.getreports("skipped")
-    skipped = Counter(
-        (str(report.longrepr[2]), report.nodeid.partition("::")[0]) for report in reports
-    )
-    for (reason, file), count in sorted(skipped.items()):
-        terminalreporter.line(f"{count} of {file}: {reason}")
+FEW_DESCRIPTORS = "-S -n 1024"  # the server may raise this limit, as in a container
+SERVER = (sys.executable, f"{ROOT}/server.py")
 
 
 class ServerProcess:
-    """A server.py that runs, with its log in a file, and its number of descriptors limited by ulimit."""
+    """A server that runs, with its log in a file.
 
-    def __init__(self, settings: dict[str, str], log: Path, descriptors: str) -> None:
+    `limit` is an argument of ulimit. `program` is the command that runs the server.
+    """
+
+    def __init__(
+        self,
+        settings: dict[str, str],
+        log: Path,
+        limit: str = FEW_DESCRIPTORS,
+        program: tuple[str, ...] = SERVER,
+    ) -> None:
         self.port = int(settings.get("PORT") or free_port())
         self.log = log
-        command = [
-            "sh",
-            "-c",
-            f'ulimit {descriptors}; exec "$@"',
-            "sh",
-            sys.executable,
-            f"{ROOT}/server.py",
-        ]
+        shell = ["sh", "-c", f'ulimit {limit}; exec "$@"', "sh"]
         env = os.environ | {"HOST": "127.0.0.1", "PORT": str(self.port)} | settings
         with log.open("wb") as file:
-            self.process = subprocess.Popen(command, env=env, stdout=file, stderr=file)
-        self.wait_for("listening on")
+            self.process = subprocess.Popen(
+                [*shell, *program], env=env, cwd=ROOT, stdout=file, stderr=file
+            )
 
     def wait_for(self, text: str) -> None:
+        """Wait until the log contains a text."""
         until(lambda: text in self.log.read_text(), f"in the log: {text}", 10)
 
     def get(self, path: str = "/", timeout: float = 10, **headers: str) -> tuple[int, str]:
+        """Return status and text of an answer."""
         return get(self.port, path, timeout, **headers)
 
     def lines(self) -> list[str]:
@@ -65,75 +62,70 @@ class ServerProcess:
         return [line.partition(" UTC ")[2] or line for line in self.log.read_text().splitlines()]
 
     def memory(self, which: str = "VmRSS") -> int:
-        """Return the resident memory in KiB, the peak as VmHWM."""
-        return int(
-            Path(f"/proc/{self.process.pid}/status")
-            .read_text()
-            .partition(f"{which}:")[2]
-            .split()[0]
-        )
+        """Return the resident memory in KiB; its peak is VmHWM."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        value = status.partition(f"{which}:")[2].split()[0]
+        return int(value)
 
     def stop(self) -> None:
+        """Kill the server."""
         self.process.kill()
         self.process.wait()
 
 
-@pytest.fixture
-def report(capsys: pytest.CaptureFixture[str]) -> Report:
-    """Give a function that prints a line although pytest captures what tests print."""
-
-    def show(line: str) -> None:
-        with capsys.disabled():
-            print(f"\n{line}", end="", flush=True)
-
-    return show
-
-
 @pytest.fixture(scope="session")
-def shared_database() -> Iterator[DatabaseServer]:
+def shared_database() -> Iterator[PrivateDatabase]:
     with private_database() as database:
         yield database
 
 
 @pytest.fixture
-def empty_database(shared_database: DatabaseServer) -> DatabaseServer:
+def empty_database(shared_database: PrivateDatabase) -> PrivateDatabase:
     """Give a database without the table."""
     shared_database.sql("DROP TABLE IF EXISTS cct.accounts")
     return shared_database
 
 
 @pytest.fixture
-async def database(empty_database: DatabaseServer) -> DatabaseServer:
-    """Give a database with 120 accounts, two full pages and a part of a third."""
-    await seed.seed(Settings.read(empty_database.env("seeder") | {"SEED_ACCOUNTS": "120"}))
+async def database(empty_database: PrivateDatabase) -> PrivateDatabase:
+    """Give a database with 120 accounts: two full pages, and a part of a third."""
+    settings = Settings(empty_database.env("seeder") | {"SEED_ACCOUNTS": "120"})
+    await seed.seed(settings)
     return empty_database
 
 
 @pytest.fixture
 def make_client(aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch) -> MakeClient:
-    """Give a function that starts the server with settings, healthy, and returns a client of it."""
+    """Give a function that starts a healthy app with settings, and returns a client of it."""
 
     async def make(settings: dict[str, str]) -> Client:
-        for name, value in (("unhealthy", ""), ("failed_probes", 0), ("stopping", False)):
-            monkeypatch.setattr(f"server.{name}", value)
-        return await aiohttp_client(make_app(Settings.read(settings)))
+        monkeypatch.setattr("server.unhealthy_reason", "")
+        monkeypatch.setattr("server.failed_probes", 0)
+        monkeypatch.setattr("server.stopping", False)
+        return await aiohttp_client(make_app(Settings(settings)))
 
     return make
 
 
 @pytest.fixture
-async def client(make_client: MakeClient, database: DatabaseServer) -> Client:
+async def client(make_client: MakeClient, database: PrivateDatabase) -> Client:
     return await make_client(database.env("app"))
 
 
 @pytest.fixture
-def start_server(database: DatabaseServer, tmp_path: Path) -> Iterator[StartServer]:
-    """Give a function that starts server.py, as few descriptors as the engine gives it, and ends it after the test."""
+def start_server(database: PrivateDatabase, tmp_path: Path) -> Iterator[StartServer]:
+    """Give a function that starts a server with settings. The server ends after the test."""
     with ExitStack() as servers:
 
-        def start(descriptors: str = "-S -n 1024", **settings: str) -> ServerProcess:
-            server = ServerProcess(database.env("app") | settings, tmp_path / "log", descriptors)
+        def start(
+            limit: str = FEW_DESCRIPTORS,
+            program: tuple[str, ...] = SERVER,
+            log: Path = tmp_path / "log",
+            **settings: str,
+        ) -> ServerProcess:
+            server = ServerProcess(database.env("app") | settings, log, limit, program)
             servers.callback(server.stop)
+            server.wait_for("listening on")
             return server
 
         yield start

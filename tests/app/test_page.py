@@ -1,86 +1,67 @@
-"""The page in a real browser: what people see, hear and do, and the whole heal against the real stack."""
+"""The page in a real browser: what people see, hear and do."""
 
-import os
+import json
 import re
-import shutil
-from collections.abc import Callable, Iterator
+import signal
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Error, Page, expect, sync_playwright
+from playwright.sync_api import Error, Page, Route, expect
 
-from tests.conftest import Report, ServerProcess, StartServer
-from tests.database import DatabaseServer
-from tests.docker import running_stack
+from tests.app.conftest import ServerProcess, StartServer
+from tests.browser import OpenPage, steps
+from tools.private_database import PrivateDatabase
 
-OpenPage = Callable[..., Page]
-SCHEMES: dict[Literal["light", "dark"], str] = {
+TEXT_COLORS: dict[Literal["light", "dark"], str] = {
     "light": "rgb(0, 0, 0)",
     "dark": "rgb(255, 255, 255)",
-}  # and their text
-
-
-@pytest.fixture
-def open_page() -> Iterator[OpenPage]:
-    """Give a function that opens a page of a port in the system's Chromium.
-
-    Whatever its console then says is an error: a violation of the page's Content-Security-Policy, for one.
-    """
-    program = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if not program:
-        refuse = pytest.fail if os.environ.get("REQUIRE_BROWSER") == "1" else pytest.skip
-        refuse("needs Chromium")
-    said: list[str] = []
-
-    def open_path(port: int, path: str = "/", **options: Any) -> Page:
-        page = browser.new_page(base_url=f"http://127.0.0.1:{port}", **options)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(path)
-        return page
-
-    with (
-        sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=program) as browser,
-    ):
-        yield open_path
-    assert [
-        text for text in said if "Failed to load resource" not in text
-    ] == []  # an honest 503, or no answer
+}
+MAX_ID = 2**63 - 1
 
 
 def audit(page: Page) -> None:
     """Assert that an accessibility audit finds nothing, in light and in dark."""
-    for scheme, color in SCHEMES.items():
+    for scheme, color in TEXT_COLORS.items():
         page.emulate_media(color_scheme=scheme)
         expect(page.locator("body")).to_have_css("color", color)
         results = Axe().run(page)
         assert results.violations_count == 0, results.generate_report()
 
 
-def steps(page: Page) -> list[str]:
-    """Return the steps of the heal that the page tells, without their times."""
-    return [
-        re.sub(r"^\d+\.\d s: ", "", text)
-        for text in page.get_by_role("listitem").all_text_contents()
-    ]
+def hide(page: Page) -> None:
+    """Put the tab into the background. Playwright keeps all tabs visible, so this imitates it."""
+    page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_load_state("networkidle")  # the request under way ends
 
 
-def test_audit_finds_nothing_in_a_light_and_a_dark_page(
-    server: ServerProcess, open_page: OpenPage
-) -> None:
+def bring_back(page: Page) -> None:
+    """Bring the tab back into the foreground."""
+    page.evaluate("delete document.hidden")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+
+def press(page: Page) -> None:
+    """Make the server unhealthy, and wait until the page tells that."""
+    page.get_by_role("button").click()
+    expect(page.get_by_text("made unhealthy")).to_be_visible()
+
+
+# What people see and do
+
+
+def test_audit_finds_nothing_in_light_and_dark(server: ServerProcess, open_page: OpenPage) -> None:
     page = open_page(server.port, "/?after=50")
     audit(page)
-    page.get_by_role("button").click()
-    expect(page.locator("dd").nth(2)).to_have_text(re.compile("^unhealthy since"))
+    press(page)
+    expect(page.locator("#health")).to_have_text(re.compile("^unhealthy since"))
     audit(page)
 
 
-def test_keyboard_alone_leads_through_the_pages_and_presses_the_button(
+def test_keyboard_turns_pages_and_presses_the_button(
     server: ServerProcess, open_page: OpenPage
 ) -> None:
     page = open_page(server.port, "/?after=50")
@@ -94,7 +75,7 @@ def test_keyboard_alone_leads_through_the_pages_and_presses_the_button(
     expect(page.get_by_role("listitem")).to_have_text([re.compile("made unhealthy")])
 
 
-def test_works_without_javascript(server: ServerProcess, open_page: OpenPage) -> None:
+def test_everything_works_without_javascript(server: ServerProcess, open_page: OpenPage) -> None:
     page = open_page(server.port, java_script_enabled=False)
     page.get_by_role("link", name="Next").click()
     table = page.get_by_role("table", name="Accounts from id 51 to id 100")
@@ -106,7 +87,7 @@ def test_works_without_javascript(server: ServerProcess, open_page: OpenPage) ->
 
 
 def test_hostile_values_are_text_and_fit_320_pixels(
-    database: DatabaseServer, server: ServerProcess, open_page: OpenPage
+    database: PrivateDatabase, server: ServerProcess, open_page: OpenPage
 ) -> None:
     values = [
         "<img src=x onerror=alert(1)>",
@@ -118,32 +99,133 @@ def test_hostile_values_are_text_and_fit_320_pixels(
     ]
     for value in values:
         database.sql("INSERT INTO cct.accounts (name, email) VALUES (%s, %s)", value, value)
+    database.sql("INSERT INTO cct.accounts VALUES (%s, 'last', 'last')", MAX_ID)
     page = open_page(server.port, "/?after=120", viewport={"width": 320, "height": 568})
-    assert page.get_by_role("rowheader").all_text_contents() == values
-    assert page.locator("td:last-child").all_text_contents() == values
+    assert page.get_by_role("rowheader").all_text_contents() == [*values, "last"]
+    assert page.locator("td:last-child").all_text_contents() == [*values, "last"]
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 320
+    last_id = page.get_by_text(str(MAX_ID), exact=True).bounding_box()
+    assert last_id
+    assert last_id["height"] < 2 * 24 + 24, "the id is broken into lines"
 
 
 def test_lost_database_has_its_own_page(
-    database: DatabaseServer, server: ServerProcess, open_page: OpenPage
+    database: PrivateDatabase, server: ServerProcess, open_page: OpenPage
 ) -> None:
     with database.hanging():
         page = open_page(server.port)
         expect(page.get_by_role("heading")).to_have_text("No accounts")
-        expect(
-            page.get_by_text("The database does not answer. Try again in a few seconds.")
-        ).to_be_visible()
+        sentence = page.get_by_text("The database does not answer. Try again in a few seconds.")
+        expect(sentence).to_have_css("color", TEXT_COLORS["light"])  # not dimmed
+        expect(page.get_by_role("table")).to_be_hidden()
         audit(page)
     page.reload()
     expect(page.get_by_role("heading")).to_have_text("Accounts")
 
 
-def test_lost_network_and_reload_are_survived_and_hidden_tab_rests(
+# The button
+
+
+def test_button_works_again_after_the_heal(
+    server: ServerProcess, start_server: StartServer, open_page: OpenPage
+) -> None:
+    page = open_page(server.port)
+    button = page.get_by_role("button")
+    bring_back(page)  # nothing to tell
+    expect(button).to_be_enabled()
+    press(page)
+    expect(button).to_be_disabled()
+    server.stop()
+    start_server(PORT=str(server.port))
+    expect(page.get_by_text(re.compile(r"^healthy again after \d+\.\d s$"))).to_be_visible()
+    expect(page.locator("#health")).to_have_text("healthy")
+    press(page)
+    expect(page.get_by_role("listitem")).to_have_text([re.compile("made unhealthy")])
+
+
+def test_button_without_a_server_says_no_answer(
+    server: ServerProcess, start_server: StartServer, open_page: OpenPage
+) -> None:
+    page = open_page(server.port)
+    server.stop()
+    page.get_by_role("button").click()
+    expect(page.get_by_role("listitem")).to_have_text(["no answer"])
+    page.get_by_role("button").click()
+    expect(page.get_by_role("listitem")).to_have_text(["no answer"])
+    audit(page)
+
+    start_server(PORT=str(server.port))
+    page.reload()  # which repeats no POST
+    expect(page.locator("#health")).to_have_text("healthy")
+    press(page)
+
+
+def test_button_of_a_hung_server_says_no_answer(server: ServerProcess, open_page: OpenPage) -> None:
+    page = open_page(server.port)
+    server.process.send_signal(signal.SIGSTOP)
+    page.get_by_role("button").click()
+    expect(page.get_by_role("button")).to_be_disabled()
+    expect(page.get_by_text("no answer")).to_be_visible()
+    expect(page.get_by_role("button")).to_be_enabled()
+
+
+def test_button_behind_a_proxy_that_rewrites_host_says_why(
+    server: ServerProcess, open_page: OpenPage
+) -> None:
+    def rewrite(route: Route) -> None:
+        headers = {"host": "app", "origin": route.request.headers["origin"]}
+        route.fulfill(response=route.fetch(headers=headers))
+
+    page = open_page(server.port)
+    page.route("/make-unhealthy", rewrite)
+    page.get_by_role("button").click()
+    sentence = "/make-unhealthy does not take requests from other sites."
+    expect(page.get_by_role("listitem")).to_contain_text([sentence])
+    expect(page.get_by_role("button")).to_be_enabled()
+    assert server.get("/health") == (200, "healthy\n")
+
+
+def test_button_that_was_turned_off_says_so(
+    server: ServerProcess, start_server: StartServer, open_page: OpenPage
+) -> None:
+    page = open_page(server.port)
+    server.stop()
+    start_server(PORT=str(server.port), MAKE_UNHEALTHY="off")
+    page.get_by_role("button").click()
+    expect(page.get_by_role("listitem")).to_have_text(
+        ["There is nothing here. Try /, /health or /ready."]
+    )
+    page.reload()
+    expect(page.get_by_role("button")).to_have_count(0)
+
+
+# The steps of a heal
+
+
+def test_flag_set_elsewhere_is_found_at_load(server: ServerProcess, open_page: OpenPage) -> None:
+    server.get("/make-unhealthy")
+    page = open_page(server.port)
+    assert steps(page) == ["found unhealthy"]
+
+
+def test_heal_without_a_button_is_told(
+    server: ServerProcess, start_server: StartServer, open_page: OpenPage
+) -> None:
+    """The flag was set before the button was turned off."""
+    page = open_page(server.port)
+    press(page)
+    server.stop()
+    start_server(PORT=str(server.port), MAKE_UNHEALTHY="off")
+    page.reload()
+    expect(page.get_by_role("button")).to_have_count(0)
+    expect(page.get_by_text("healthy again, running since")).to_be_visible()
+
+
+def test_steps_survive_reloads_and_a_lost_network(
     server: ServerProcess, open_page: OpenPage
 ) -> None:
     page = open_page(server.port)
-    page.get_by_role("button").click()
-    expect(page.get_by_text("made unhealthy")).to_be_visible()
+    press(page)
     for number in (1, 2, 3):
         server.get("/health", user_agent="cct-probe")
         expect(page.get_by_text(f"probe {number} failed")).to_be_visible()
@@ -153,64 +235,152 @@ def test_lost_network_and_reload_are_survived_and_hidden_tab_rests(
         page.context.set_offline(True)
         expect(page.get_by_role("listitem").last).to_contain_text("no answer")
         page.context.set_offline(False)
-    story = "made unhealthy, probe 1 failed, no answer, probe 2 failed, no answer, probe 3 failed, restarting (no answer)"
-    assert steps(page) == story.split(", ")
+    assert steps(page) == [
+        "made unhealthy",
+        "probe 1 failed",
+        "no answer",
+        "probe 2 failed",
+        "no answer",
+        "probe 3 failed",
+        "restarting (no answer)",
+    ]
 
-    page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
-    page.wait_for_load_state("networkidle")  # the request under way ends
+
+def test_lost_database_is_a_step(
+    database: PrivateDatabase, server: ServerProcess, open_page: OpenPage
+) -> None:
+    page = open_page(server.port)
+    press(page)
+    with database.hanging():
+        expect(page.get_by_role("listitem").last).to_contain_text("The database does not answer.")
+
+
+def test_other_container_that_answers_is_named(
+    server: ServerProcess, start_server: StartServer, open_page: OpenPage
+) -> None:
+    """As behind a balancer: another replica is healthy."""
+    page = open_page(server.port)
+    press(page)
+    server.stop()
+    other = "import server; server.CONTAINER = 'other'; server.main()"
+    start_server(PORT=str(server.port), program=("-c", other))
+    told = re.compile(r"^container other answers after \d+\.\d s$")
+    expect(page.get_by_role("listitem").last).to_have_text(told)
+    expect(page.locator("#container")).to_have_text("other")
+
+
+# Hidden tabs
+
+
+def test_hidden_tab_does_not_ask(server: ServerProcess, open_page: OpenPage) -> None:
+    page = open_page(server.port)
+    press(page)
+    hide(page)
     with pytest.raises(Error, match="Timeout"):
         page.wait_for_event("request", timeout=1000)
-    page.evaluate("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
+    bring_back(page)
     page.wait_for_event("request")
 
 
-def test_button_works_again_after_the_heal_and_a_flag_that_was_set_elsewhere_is_found(
+def test_heal_of_a_hidden_tab_ends_with_the_time_of_the_start(
     server: ServerProcess, start_server: StartServer, open_page: OpenPage
 ) -> None:
     page = open_page(server.port)
-    button = page.get_by_role("button")
-    page.evaluate(
-        "document.dispatchEvent(new Event('visibilitychange'))"
-    )  # as in a tab that was hidden
-    expect(button).to_be_enabled()
-    button.click()
-    expect(button).to_be_disabled()
+    press(page)
+    hide(page)
     server.stop()
     start_server(PORT=str(server.port))
-    expect(page.get_by_text("healthy again, healed in")).to_be_visible()
-    expect(button).to_be_enabled()
-    server.get("/make-unhealthy")
-    page.reload()
-    assert steps(page) == ["found unhealthy"]
+    bring_back(page)
+    expect(page.get_by_text("healthy again, running since")).to_be_visible()
+    started = page.locator("#started").inner_text()
+    assert steps(page) == ["made unhealthy", f"healthy again, running since {started}"]
 
 
-def test_button_without_a_server_leads_to_the_browsers_own_error(
+def test_heal_of_a_tab_that_came_back_early_has_its_duration(
+    server: ServerProcess, start_server: StartServer, open_page: OpenPage
+) -> None:
+    page = open_page(server.port)
+    press(page)
+    hide(page)
+    bring_back(page)
+    server.get("/health", user_agent="cct-probe")
+    expect(page.get_by_text("probe 1 failed")).to_be_visible()
+    server.stop()
+    start_server(PORT=str(server.port))
+    expect(page.get_by_text("healthy again after")).to_be_visible()
+
+
+# Storage and clock
+
+
+def test_full_storage_costs_only_the_steps_of_a_reload(
     server: ServerProcess, open_page: OpenPage
 ) -> None:
     page = open_page(server.port)
+    page.evaluate("sessionStorage.setItem('x', 'x'.repeat(5 * 1024 * 1024 - 1))")
+    press(page)
+    server.get("/health", user_agent="cct-probe")
+    expect(page.get_by_text("probe 1 failed")).to_be_visible()
+    page.reload()
+    expect(page.get_by_role("listitem").first).to_contain_text("found unhealthy")
+
+
+def test_blocked_storage_costs_only_the_steps_of_a_reload(
+    server: ServerProcess, start_server: StartServer, open_page: OpenPage, tmp_path: Path
+) -> None:
+    preferences = {"profile": {"default_content_setting_values": {"cookies": 2}}}  # 2: block
+    (tmp_path / "Default").mkdir()
+    (tmp_path / "Default" / "Preferences").write_text(json.dumps(preferences))
+    page = open_page(server.port, profile=tmp_path)
+    with pytest.raises(Error, match="SecurityError"):
+        page.evaluate("sessionStorage")
+    press(page)
+    page.reload()
+    expect(page.get_by_role("listitem")).to_contain_text(["found unhealthy"])
     server.stop()
-    page.get_by_role("button").click()
-    page.wait_for_url("chrome-error://**")
+    start_server(PORT=str(server.port))
+    expect(page.get_by_text("healthy again after")).to_be_visible()
+    expect(page.get_by_role("button")).to_be_enabled()
 
 
-def test_whole_heal_of_the_real_stack(open_page: OpenPage, tmp_path: Path, report: Report) -> None:
-    """With SCREENSHOTS it leaves its pictures in that folder."""
-    pictures = Path(os.environ.get("SCREENSHOTS", tmp_path))
-    with running_stack(tmp_path / "cct") as stack:
-        page = open_page(stack.port, viewport={"width": 800, "height": 640})
-        started = page.locator("dd").nth(1)
-        before = started.inner_text()
-        page.screenshot(path=pictures / "page.png")
-        page.get_by_role("button", name="Make unhealthy").click()
-        expect(page.get_by_text("probe 2 failed")).to_be_visible(timeout=30_000)
-        page.screenshot(path=pictures / "unhealthy.png")
-        page.reload()
-        expect(page.get_by_text(re.compile(r"healthy again, healed in \d+\.\d s$"))).to_be_visible(
-            timeout=60_000
-        )
-        page.screenshot(path=pictures / "healed.png")
-        expect(started).not_to_have_text(before)
-        told = steps(page)
-        report("\n".join(page.get_by_role("listitem").all_text_contents()))
-        assert told[:3] == ["made unhealthy", "probe 1 failed", "probe 2 failed"]
-        assert set(told[3:-1]) <= {"probe 3 failed", "restarting (no answer)", "no answer"}
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "",
+        "{",
+        "null",
+        "1",
+        '"text"',
+        "[]",
+        "{}",
+        '{"began": 1, "container": "a", "probes": 0}',
+        '{"began": 1, "container": "a", "probes": 0, "steps": "text"}',
+        '{"began": 1, "container": "a", "probes": 0, "steps": [null]}',
+        '{"began": 1, "container": "a", "probes": 0, "steps": [{"text": "made unhealthy"}]}',
+        '{"began": 1, "container": "a", "probes": "0", "steps": []}',
+        '{"began": "1", "container": "a", "probes": 0, "steps": []}',
+        '{"began": 1, "container": 1, "probes": 0, "steps": []}',
+    ],
+)
+def test_storage_of_another_shape_is_dropped(
+    server: ServerProcess, open_page: OpenPage, stored: str
+) -> None:
+    page = open_page(server.port)
+    page.evaluate("stored => sessionStorage.setItem('heal', stored)", stored)
+    page.reload()
+    expect(page.get_by_role("button")).to_be_enabled()
+    assert steps(page) == []
+    press(page)
+
+
+def test_clock_that_is_set_back_gives_no_negative_time(
+    server: ServerProcess, start_server: StartServer, open_page: OpenPage
+) -> None:
+    page = open_page(server.port)
+    press(page)
+    page.clock.set_fixed_time(datetime(2020, 1, 1))
+    server.get("/health", user_agent="cct-probe")
+    expect(page.get_by_text("probe 1 failed")).to_have_text("0.0 s: probe 1 failed")
+    server.stop()
+    start_server(PORT=str(server.port))
+    expect(page.get_by_text("healthy again, running since")).to_be_visible()

@@ -1,66 +1,32 @@
-"""server.py and probe.py as processes: settings, log, signals, exit codes."""
+"""server.py and probe.py as processes: start, signals, idle connections, memory, exit codes."""
 
 import asyncio
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
-from settings import Settings
-from tests.conftest import ServerProcess, StartServer
-from tests.database import DatabaseServer
-from tests.helpers import ROOT, until
+from tests.app.conftest import ServerProcess, StartServer
+from tools import ROOT
+from tools.private_database import PrivateDatabase
+from tools.waiting import until
 
 LOGIN = {"DB_USER": "app", "DB_PASSWORD": "secret"}
-
-
-@pytest.mark.parametrize(
-    ("env", "sentence"),
-    [
-        ({"PORT": "0"}, "PORT must be a whole number from 1 to 65535, not '0'."),
-        ({"DB_PORT": "65536"}, "DB_PORT must be a whole number from 1 to 65535, not '65536'."),
-        (
-            {"SEED_ACCOUNTS": "-1"},
-            "SEED_ACCOUNTS must be a whole number from 0 to 100000000, not '-1'.",
-        ),
-        ({"DB_TIMEOUT": "nan"}, "DB_TIMEOUT must be a number from 0.1 to 60, not 'nan'."),
-        ({"SEED_WAIT": "inf"}, "SEED_WAIT must be a number from 1 to 3600, not 'inf'."),
-        ({"DB_TLS": "on"}, "DB_TLS must be required or verify-identity or disabled, not 'on'."),
-        ({"DB_USER": ""}, "DB_USER must name the database user."),
-        ({"DB_PASSWORD": ""}, "Exactly one of DB_PASSWORD and DB_PASSWORD_FILE must be set."),
-        (
-            {"DB_PASSWORD_FILE": "/etc/hostname"},
-            "Exactly one of DB_PASSWORD and DB_PASSWORD_FILE must be set.",
-        ),
-        (
-            {"DB_PASSWORD": "", "DB_PASSWORD_FILE": "/nowhere"},
-            "DB_PASSWORD_FILE cannot be read: [Errno 2] No such file or directory: '/nowhere'.",
-        ),
-    ],
-)
-def test_bad_setting_is_named(env: dict[str, str], sentence: str) -> None:
-    with pytest.raises(SystemExit) as stop:
-        Settings.read(LOGIN | env)
-    assert stop.value.code == sentence
-
-
-def test_empty_setting_is_the_default_and_a_password_file_is_read_each_time(tmp_path: Path) -> None:
-    assert Settings.read(LOGIN | {"PORT": "", "DB_TLS": ""}) == Settings.read(LOGIN)
-    file = tmp_path / "password"
-    file.write_text(" päss word \r\n")
-    settings = Settings.read({"DB_USER": "app", "DB_PASSWORD_FILE": str(file)})
-    assert settings.current_password() == " päss word ".encode()
-    file.write_text("rotated")
-    assert settings.current_password() == b"rotated"
+HALF_A_REQUEST = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+REQUEST = HALF_A_REQUEST + b"\r\n"
 
 
 def run(program: str, settings: dict[str, str]) -> tuple[int, str]:
-    """Run a program that ends by itself; return its exit code and what it said."""
+    """Run a program that ends by itself; return its exit code and its output."""
     command = [sys.executable, f"{ROOT}/{program}"]
     done = subprocess.run(
         command, env=os.environ | settings, capture_output=True, check=False, text=True, timeout=20
@@ -68,53 +34,45 @@ def run(program: str, settings: dict[str, str]) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_bad_setting_stops_the_start_with_one_line(server: ServerProcess) -> None:
+# Start
+
+
+def test_bad_setting_stops_the_start_with_one_line() -> None:
     sentence = "PORT must be a whole number from 1 to 65535, not 'http'.\n"
     assert run("server.py", LOGIN | {"PORT": "http"}) == (1, sentence)
-    code, line = run("server.py", LOGIN | {"HOST": "127.0.0.1", "PORT": str(server.port)})
+
+
+def test_used_port_stops_the_start_with_one_line(server: ServerProcess) -> None:
+    code, output = run("server.py", LOGIN | {"HOST": "127.0.0.1", "PORT": str(server.port)})
     assert code == 1
     sentence = rf"Cannot listen on 127\.0\.0\.1:{server.port}: Address already in use.*\."
-    assert re.fullmatch(sentence, line.splitlines()[-1])
+    assert re.fullmatch(sentence, output.splitlines()[-1])
 
 
-def test_log_tells_the_story(server: ServerProcess) -> None:
-    requests = {
-        "/": 200,
-        "/ready": 200,
-        "/?after=%1b[31mx": 400,
-        "/make-unhealthy": 200,
-        "/health": 503,
-    }
-    assert server.get("/health")[0] == 200
-    for path, status in requests.items():
-        assert server.get(path)[0] == status
-    server.process.terminate()
-    assert server.process.wait(10) == 0
-    story = [re.sub(r"\d\.\d{4} s$", "TIME", line) for line in server.lines()]
-    assert story[0].endswith(" starts")
-    assert story[1:] == [
-        f"listening on 127.0.0.1:{server.port}",
-        "127.0.0.1 GET '/' 200 TIME",
-        "127.0.0.1 GET '/?after=%1b[31mx' 400 TIME",
-        "made unhealthy by GET /make-unhealthy from 127.0.0.1",
-        "127.0.0.1 GET '/make-unhealthy' 200 TIME",
-        "127.0.0.1 GET '/health' 503 TIME",
-        "stopping",
-        "stopped",
-    ]
+# Stop
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_server_well(server: ServerProcess, number: signal.Signals) -> None:
+    server.process.send_signal(number)
+    assert server.process.wait(5) == 0
+    assert server.lines()[-2:] == ["stopping", "stopped"]
 
 
 async def test_sigterm_lets_the_request_in_flight_finish(
-    server: ServerProcess, database: DatabaseServer
+    server: ServerProcess, database: PrivateDatabase
 ) -> None:
+    def is_in_flight() -> bool:
+        return len(database.connections(state="Waiting%")) > 0
+
     async with database.cursor() as cursor:
         await cursor.execute("LOCK TABLES cct.accounts WRITE")
         request = asyncio.create_task(asyncio.to_thread(server.get))
-        await asyncio.to_thread(until, lambda: database.connections(state="Waiting%"), "in flight")
+        await asyncio.to_thread(until, is_in_flight, "in flight")
         server.process.terminate()
         await asyncio.to_thread(server.wait_for, "stopping")
         server.process.terminate()
-        await asyncio.sleep(0.5)  # in which a server that does not wait would cut the request off
+        await asyncio.sleep(0.5)  # a server that does not wait would cut the request off now
         await cursor.execute("UNLOCK TABLES")
     status, page = await request
     assert status == 200
@@ -128,24 +86,109 @@ def test_drain_refuses_readiness_but_serves(start_server: StartServer) -> None:
     server.process.terminate()
     server.wait_for("stopping")
     assert server.get("/ready") == (503, "stopping\n")
-    assert server.get("/health")[0] == 200
-    client = HTTPConnection("127.0.0.1", server.port)
-    client.request("GET", "/")
-    page = client.getresponse()
-    assert (page.status, page.will_close) == (
-        200,
-        True,
-    )  # the next request of this client goes to another replica
+    assert server.get("/health") == (200, "healthy\n")
+    assert server.get("/")[0] == 200
     assert server.process.wait(10) == 0
     assert time.monotonic() - began >= 2
 
 
-def test_probe_tells_the_health_and_is_counted(server: ServerProcess) -> None:
+def test_answer_while_draining_closes_the_connection(start_server: StartServer) -> None:
+    """The client's next request goes to another replica."""
+    server = start_server(DRAIN="2")
+    server.process.terminate()
+    server.wait_for("stopping")
+    client = HTTPConnection("127.0.0.1", server.port)
+    client.request("GET", "/")
+    answer = client.getresponse()
+    assert answer.status == 200
+    assert answer.will_close
+    client.close()
+
+
+@pytest.fixture
+def silent_resolver(tmp_path: Path) -> Iterator[socket.socket]:
+    """Give a name server that never answers, and a resolv.conf that names it."""
+    if subprocess.run(["unshare", "--mount", "true"], check=False).returncode != 0:
+        pytest.skip("needs root, to give the server a resolv.conf of its own")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
+        resolver.bind(("127.0.0.77", 53))
+        resolver.settimeout(5)
+        (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.77\noptions timeout:30\n")
+        yield resolver
+
+
+def test_sigterm_ends_the_server_while_dns_hangs(
+    start_server: StartServer, silent_resolver: socket.socket, tmp_path: Path
+) -> None:
+    mount = f"mount --bind {tmp_path}/resolv.conf /etc/resolv.conf"
+    script = f"{mount}; exec {sys.executable} {ROOT}/server.py"
+    server = start_server(program=("unshare", "--mount", "sh", "-c", script), DB_HOST="db.example")
+    for _ in range(3):
+        assert server.get("/ready") == (503, "not ready: no answer: not in time\n")
+    assert b"example" in silent_resolver.recv(512)
+
+    began = time.monotonic()
+    server.process.terminate()
+    assert server.process.wait(10) == 0
+    assert time.monotonic() - began < 5
+    assert server.lines()[-1] == "stopped"
+    assert "never retrieved" not in server.log.read_text()
+
+
+# Connections that never send
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /hea", HALF_A_REQUEST, REQUEST, REQUEST * 2 + b"GE"])
+def test_idle_connection_is_closed(start_server: StartServer, sent: bytes) -> None:
+    """KEEP_ALIVE is 120 s. Here it is 1 s, so that the test need not wait."""
+    code = "import run, server; run.KEEP_ALIVE = 1; server.main()"
+    server = start_server(program=(sys.executable, "-c", code))
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
+        client.sendall(sent)
+        began = time.monotonic()
+        answer = b""
+        while received := client.recv(4096):
+            answer += received
+        seconds = time.monotonic() - began
+    assert answer.count(b"HTTP/1.1 200 OK") == sent.count(REQUEST)
+    assert 0.5 < seconds < 3
+
+
+# Memory
+
+
+def test_page_of_huge_values_takes_little_memory(
+    server: ServerProcess, database: PrivateDatabase
+) -> None:
+    database.sql("ALTER TABLE cct.accounts MODIFY name LONGTEXT")
+    database.sql("UPDATE cct.accounts SET name = REPEAT('x', 2000000) WHERE id <= 50")
+    assert server.get("/?after=50")[0] == 200
+    before = server.memory("VmHWM")
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(server.get, ["/", "/?after=1", "/?after=2", "/?after=3"] * 2))
+    assert [status for status, _ in answers] == [200] * 8
+    assert server.memory("VmHWM") < before + 10_000  # KiB
+
+
+# The probe
+
+
+def test_probe_tells_the_health(server: ServerProcess) -> None:
     settings = {"PORT": str(server.port)}
     assert run("probe.py", settings) == (0, "healthy\n")
     _, unhealthy = server.get("/make-unhealthy")
     assert run("probe.py", settings) == (1, unhealthy)
-    assert '"failed_probes": 1,' in server.get(accept="application/json")[1]
+
+
+def test_failed_probe_is_counted(server: ServerProcess) -> None:
+    server.get("/make-unhealthy")
+    run("probe.py", {"PORT": str(server.port)})
+    _, page = server.get(accept="application/json")
+    assert '"failed_probes": 1,' in page
+
+
+def test_probe_says_that_there_is_no_answer(server: ServerProcess) -> None:
     server.stop()
-    code, line = run("probe.py", settings)
-    assert (code, line[:11]) == (1, "no answer: ")
+    code, output = run("probe.py", {"PORT": str(server.port)})
+    assert code == 1
+    assert output.startswith("no answer: ")

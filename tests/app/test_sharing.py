@@ -1,188 +1,243 @@
-"""Requests that wait together share one query; nothing is older than a request, made twice or lost."""
+"""Requests that wait for the same page share one query. No page is older than its request."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from http.client import HTTPConnection
 
 import aiohttp
 import pytest
 
 from database import POOL_SIZE, QUERY, Database, Page
 from settings import Settings
-from tests.conftest import ServerProcess
-from tests.database import DatabaseServer
-from tests.helpers import until
+from tests.app.conftest import ServerProcess
+from tools.private_database import PrivateDatabase
+from tools.waiting import until
 
-HTML, JSON = "text/html", "application/json"
-Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-Requests = list[asyncio.Task[int]]
-
-
-def ask(stream: Stream, accept: str = HTML) -> asyncio.Task[int]:
-    """Send a request for the page now; return a task whose result is the status, 0 without a whole answer."""
-    reader, writer = stream
-    head = f"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
-    writer.write(head.encode())
-
-    async def status() -> int:
-        try:
-            answer = await reader.read()
-            return int(answer.split()[1]) if answer.endswith((b"</html>\n", b"}\n")) else 0
-        finally:
-            writer.close()
-
-    return asyncio.create_task(status())
-
-
-async def ask_health(stream: Stream) -> None:
-    """Wait for the answer of /health: by then the server has accepted this connection, and read what came before."""
-    reader, writer = stream
-    writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    await reader.readuntil(b"healthy\n")
+HTML = "text/html"
+JSON = "application/json"
 
 
 @asynccontextmanager
-async def blocked(
-    server: ServerProcess, database: DatabaseServer, *others: str
-) -> AsyncIterator[Requests]:
-    """Give requests: as many as there may be queries, held up by a lock, and others that wait for the next query."""
-    streams = [
-        await asyncio.open_connection("127.0.0.1", server.port)
-        for _ in range(POOL_SIZE + len(others) + 1)
-    ]
-    for stream in streams:
-        await ask_health(stream)
+async def locked_table(database: PrivateDatabase) -> AsyncIterator[None]:
+    """Give a context in which a query begins, but waits for the table."""
     async with database.cursor() as cursor:
         await cursor.execute("LOCK TABLES cct.accounts WRITE")
-        requests: Requests = []
-        for count in range(1, POOL_SIZE + 1):
-            requests.append(ask(streams.pop()))
-            await asyncio.to_thread(
-                until, lambda count=count: len(running(database)) == count, "held up"
-            )
-        requests += [ask(streams.pop(), accept) for accept in others]
-        await ask_health(streams[0])
-        yield requests
+        yield
         await cursor.execute("UNLOCK TABLES")
-    streams[0][1].close()
 
 
-def running(database: DatabaseServer) -> set[int]:
-    """Return the connections whose queries the lock holds up."""
+def ask(server: ServerProcess, count: int, accept: str = HTML) -> list[HTTPConnection]:
+    """Return clients whose requests for the first page have arrived at the server."""
+    clients = [connect(server) for _ in range(count)]
+    for client in clients:
+        client.request("GET", "/", headers={"Accept": accept})
+    connect(server).close()  # the server has read the requests that were sent before
+    return clients
+
+
+def connect(server: ServerProcess) -> HTTPConnection:
+    """Return a client whose connection the server has accepted."""
+    client = HTTPConnection("127.0.0.1", server.port, timeout=10)
+    client.request("GET", "/health")
+    client.getresponse().read()
+    return client
+
+
+def answers(clients: list[HTTPConnection]) -> list[int]:
+    """Return the status of each client's answer; raise HTTPException if one is not whole."""
+    statuses = []
+    for client in clients:
+        response = client.getresponse()
+        response.read()
+        statuses.append(response.status)
+        client.close()
+    return statuses
+
+
+def begin_all_queries(server: ServerProcess, database: PrivateDatabase) -> list[HTTPConnection]:
+    """Return clients whose queries have begun: as many as there may be at once."""
+    clients = []
+    for number in range(POOL_SIZE):
+        clients += ask(server, 1)
+        wait_for_queries(database, number + 1)
+    return clients
+
+
+def wait_for_queries(database: PrivateDatabase, count: int) -> None:
+    """Wait until this number of queries has begun, and waits for the table."""
+    until(lambda: len(queries(database)) == count, f"{count} queries")
+
+
+def queries(database: PrivateDatabase) -> set[int]:
+    """Return the connections whose queries wait for the table."""
     return database.connections(state="Waiting%")
 
 
-def selects(database: DatabaseServer) -> int:
+def count_queries(database: PrivateDatabase) -> int:
+    """Return how many queries have begun since the database started."""
     ((_, count),) = database.sql("SHOW GLOBAL STATUS LIKE 'Com_select'")
     return int(count)
 
 
-async def test_page_is_never_older_than_its_request(
-    server: ServerProcess, database: DatabaseServer
+async def test_hundred_requests_at_once_share_one_query(
+    server: ServerProcess, database: PrivateDatabase
 ) -> None:
-    async def check(session: aiohttp.ClientSession, account: int) -> None:
+    async with locked_table(database):
+        early = begin_all_queries(server, database)
+        late = ask(server, 50, HTML) + ask(server, 50, JSON)
+        before = count_queries(database)
+    assert answers(early + late) == [200] * (POOL_SIZE + 100)
+    assert count_queries(database) == before + 1
+
+
+async def test_request_never_joins_a_query_that_has_begun(
+    server: ServerProcess, database: PrivateDatabase
+) -> None:
+    async with locked_table(database):
+        first = ask(server, 1)
+        wait_for_queries(database, 1)
+        second = ask(server, 1)
+        wait_for_queries(database, 2)
+    assert answers(first + second) == [200, 200]
+
+
+async def test_page_is_never_older_than_its_request(
+    server: ServerProcess, database: PrivateDatabase
+) -> None:
+    """Sixteen clients each change an account, and read their change at once, 200 times."""
+
+    async def change_and_read(session: aiohttp.ClientSession, account: int) -> None:
+        change = "UPDATE cct.accounts SET name = %s WHERE id = %s"
         async with database.cursor() as cursor:
             for turn in range(200):
-                await cursor.execute(
-                    "UPDATE cct.accounts SET name = %s WHERE id = %s", (str(turn), account)
-                )
-                async with session.get("/", headers={"Accept": "application/json"}) as response:
+                await cursor.execute(change, (str(turn), account))
+                async with session.get("/", headers={"Accept": JSON}) as response:
                     page = await response.json()
                 assert page["accounts"][account - 1]["name"] == str(turn)
 
     async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session:
-        await asyncio.gather(*(check(session, account) for account in range(1, 17)))
-
-
-async def test_hundred_requests_at_once_share_one_query(
-    server: ServerProcess, database: DatabaseServer
-) -> None:
-    async with blocked(server, database, *[HTML, JSON] * 50) as requests:
-        before = selects(database)  # the running queries are in it
-    assert await asyncio.gather(*requests) == [200] * (POOL_SIZE + 100)
-    assert selects(database) == before + 1
+        clients = [change_and_read(session, account) for account in range(1, 17)]
+        await asyncio.gather(*clients)
 
 
 async def test_client_that_hangs_up_takes_nobody_along(
-    server: ServerProcess, database: DatabaseServer
+    server: ServerProcess, database: PrivateDatabase
 ) -> None:
-    async with blocked(server, database, HTML, HTML, HTML) as (first, _, third, *rest):
-        first.cancel()
-        third.cancel()
-        await asyncio.wait([first, third])
-    assert await asyncio.gather(*rest) == [200, 200]
+    async with locked_table(database):
+        early = begin_all_queries(server, database)
+        late = ask(server, 3)
+        for client in (early.pop(0), late.pop(0)):
+            client.close()
+        connect(server).close()  # the server has noticed
+    assert answers(early + late) == [200] * (POOL_SIZE + 1)
 
 
 async def test_failed_query_fails_all_who_waited_for_it(
-    server: ServerProcess, database: DatabaseServer
+    server: ServerProcess, database: PrivateDatabase
 ) -> None:
-    async with blocked(server, database, HTML, HTML, HTML) as (*begun, second, third, fourth):
-        held_up = running(database)
-        database.sql(f"KILL {held_up.pop()}")  # its turn goes to the next
-        (next_,) = await asyncio.to_thread(
-            until, lambda: running(database) - held_up, "another query held up"
-        )
-        database.sql(f"KILL {next_}")
-        async with asyncio.timeout(1):  # long before DB_TIMEOUT
-            assert {await second, await third, await fourth} == {503}
-    assert sorted(await asyncio.gather(*begun)) == [*[200] * (POOL_SIZE - 1), 503]
+    async with locked_table(database):
+        early = begin_all_queries(server, database)
+        late = ask(server, 3)
+
+        begun = queries(database)
+        database.sql(f"KILL {begun.pop()}")  # its place goes to the query of `late`
+        (shared,) = until(lambda: queries(database) - begun, "a query for the others")
+        database.sql(f"KILL {shared}")
+
+        async with asyncio.timeout(1):  # much less than DB_TIMEOUT
+            assert await asyncio.to_thread(answers, late) == [503, 503, 503]
+    assert sorted(answers(early)) == [*[200] * (POOL_SIZE - 1), 503]
 
 
-@pytest.mark.parametrize("while_", ["it queries", "it connects", "it waits for a slot"])
-async def test_read_that_is_cancelled_at_any_point_leaves_nobody_waiting(
-    database: DatabaseServer, monkeypatch: pytest.MonkeyPatch, while_: str
-) -> None:
-    monkeypatch.setattr("database.POOL_SIZE", 1)  # so that a lost slot is missed at once
-    reader = Database(Settings.read(database.env("app")))
-    turns, cancelled = 0, True
-    while cancelled:
-        if while_ == "it connects":
-            await reader.close()
-            reader = Database(Settings.read(database.env("app")))
-        first = [reader.page(1)] if while_ == "it waits for a slot" else []
-        waiters = [
-            asyncio.create_task(page) for page in (*first, *(reader.page(0) for _ in range(3)))
-        ]
+@pytest.fixture
+def one_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a Database make one query at a time: without its slot, it makes none."""
+    monkeypatch.setattr("database.POOL_SIZE", 1)
+
+
+async def cancel_request(reader: Database, turns: int) -> bool:
+    """Cancel a request that shares its read, after some turns of the loop; return if it was open.
+
+    Raise AssertionError or TimeoutError if the others or the next request get no answer.
+    """
+    requests = [asyncio.create_task(reader.page(0)) for _ in range(3)]
+    for _ in range(turns):
         await asyncio.sleep(0)
-        read = reader.waiting[0]
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        cancelled = read.cancel()
-        async with asyncio.timeout(1):
-            pages = await asyncio.gather(*waiters, return_exceptions=True)
-            assert {type(page) for page in pages} <= {asyncio.CancelledError, Page}
-            assert isinstance(await reader.page(0), Page)
+    was_open = requests[0].cancel()
+    async with asyncio.timeout(1):
+        results = await asyncio.gather(*requests, return_exceptions=True)
+        assert {type(result) for result in results} <= {asyncio.CancelledError, Page}
+        assert isinstance(await reader.page(0), Page)
+    assert reader.waiting == {}
+    return was_open
+
+
+@pytest.mark.usefixtures("one_slot")
+async def test_cancel_while_connecting_leaves_nobody_waiting(database: PrivateDatabase) -> None:
+    turns = 0
+    was_open = True
+    while was_open:
+        reader = Database(Settings(database.env("app")))
+        was_open = await cancel_request(reader, turns)
+        await reader.close()
+        turns += 1
+    assert turns > 5
+
+
+@pytest.mark.usefixtures("one_slot")
+async def test_cancel_of_a_query_leaves_nobody_waiting(database: PrivateDatabase) -> None:
+    reader = Database(Settings(database.env("app")))
+    turns = 0
+    while await cancel_request(reader, turns):
         turns += 1
     assert turns > 3
     await reader.close()
 
 
-@pytest.mark.parametrize("after", [0, 60])
-async def test_query_is_a_key_range(
-    database: DatabaseServer, monkeypatch: pytest.MonkeyPatch, after: int
-) -> None:
-    monkeypatch.setattr("database.QUERY", f"EXPLAIN FORMAT=TRADITIONAL {QUERY}")
-    reader = Database(Settings.read(database.env("app")))
-    plan = await reader.query(after)
-    assert len(plan) == 2
-    assert all({"range", "PRIMARY"} <= set(map(str, part)) for part in plan)
+@pytest.mark.usefixtures("one_slot")
+async def test_cancel_of_a_wait_leaves_nobody_waiting(database: PrivateDatabase) -> None:
+    reader = Database(Settings(database.env("app")))
+    turns = 0
+    was_open = True
+    while was_open:
+        other = asyncio.create_task(reader.page(60))  # has the only slot first
+        was_open = await cancel_request(reader, turns)
+        assert isinstance(await other, Page)
+        turns += 1
+    assert turns > 5
     await reader.close()
 
 
-async def test_log_has_a_line_for_each_answer_when_stopped_under_load(
-    server: ServerProcess,
+@pytest.mark.parametrize("after", [0, 60])
+async def test_query_is_a_key_range(
+    database: PrivateDatabase, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    async def count() -> int:
-        answers = 0
-        with suppress(OSError):
-            while await ask(await asyncio.open_connection("127.0.0.1", server.port)) == 200:
-                answers += 1
-        return answers
+    """A page costs the same at any size of the table."""
+    monkeypatch.setattr("database.QUERY", f"EXPLAIN FORMAT=TRADITIONAL {QUERY}")
+    reader = Database(Settings(database.env("app")))
+    halves = await reader.query(after)
+    await reader.close()
+    assert len(halves) == 2
+    for half in halves:
+        assert "range" in half
+        assert "PRIMARY" in half
 
-    clients = asyncio.gather(*(count() for _ in range(32)))
-    await asyncio.sleep(1)
-    server.process.terminate()
-    answers = sum(await clients)
-    assert await asyncio.to_thread(server.process.wait, 5) == 0
-    assert answers > 100
-    assert sum(" GET '/' 200 " in line for line in server.lines()) == answers
+
+def test_log_has_each_answer_of_a_stop_under_load(server: ServerProcess) -> None:
+    def count_pages() -> int:
+        """Ask for pages until the server is gone; return how many came."""
+        pages = 0
+        while server.get()[0] == 200:
+            pages += 1
+        return pages
+
+    with ThreadPoolExecutor(32) as pool:
+        clients = [pool.submit(count_pages) for _ in range(32)]
+        until(lambda: len(server.lines()) > 100, "under load")
+        server.process.terminate()
+        pages = sum(client.result() for client in clients)
+    assert server.process.wait(5) == 0
+    assert pages > 100
+    assert sum(" GET '/' 200 " in line for line in server.lines()) == pages

@@ -1,13 +1,13 @@
-"""deploy/kubernetes.yml as far as no cluster is needed: it fits the other files, and its containers work in an engine.
+"""deploy/kubernetes.yml without a cluster: schemas, agreement with the other files, rights, and db.
 
-test_cluster.py shows the rest.
+test_cluster.py shows the rest, on a cluster.
 """
 
+import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,161 +15,297 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from run import SHUTDOWN_TIMEOUT
 from settings import Settings
-from tests.docker import Stack, docker
-from tests.helpers import ROOT, get, until
+from tests.platforms.document import Document
+from tests.stack import docker, require_engine
+from tools import ROOT
+from tools.waiting import free_port, get, until
 
 Object = dict[str, Any]
 
 FILE = ROOT / "deploy" / "kubernetes.yml"
-DOCS = (ROOT / "docs" / "kubernetes.md").read_text()
-SECRET_KEYS = re.findall(r"--from-file=([\w.]+)", DOCS)
-DEFAULTS = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (ROOT / "docker-compose.yml").read_text())
-COMPOSE: Object = yaml.safe_load(DEFAULTS.replace("${COMPOSE_PROJECT_NAME}", "cct"))["services"]
-
-NAME = "app.kubernetes.io/name"
-OBJECTS: list[Object] = list(yaml.safe_load_all(FILE.read_text()))
-SPECS: dict[tuple[str, str], Object] = {
-    (o["kind"], o["metadata"]["name"]): o.get("spec", {}) for o in OBJECTS
-}
-PODS: dict[str, Object] = {
-    name: spec["template"]["spec"] for (_, name), spec in SPECS.items() if "template" in spec
-}
-CONTAINERS: dict[str, Object] = {name: pod["containers"][0] for name, pod in PODS.items()}
-[DATABASE] = [o["data"] for o in OBJECTS if o["kind"] == "ConfigMap"]
-VERSIONS = sorted(
-    {
-        version
-        for version in kubernetes_validate.utils.all_versions()
-        if int(version.split(".")[1]) >= 30
-    }
-)
-NO_RIGHTS = {
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"]},
-    "readOnlyRootFilesystem": True,
-}
+DOCUMENT = Document("docs/kubernetes.md")
+LABEL = "app.kubernetes.io/name"
+PODS = ("db", "seeder", "app")
+OLDEST = 30  # Kubernetes 1.30
+VERSIONS = [
+    version
+    for version in sorted(kubernetes_validate.utils.all_versions())
+    if int(version.split(".")[1]) >= OLDEST
+]
 DNS = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
-USER = "10001"  # of both images: the kubelet cannot tell from a name that it is not root's
 
 
-def env(pod: str) -> dict[str, str]:
-    """Return the environment of a pod's container."""
-    variables = {variable["name"]: variable["value"] for variable in CONTAINERS[pod]["env"]}
-    return DATABASE | variables if "envFrom" in CONTAINERS[pod] else variables
+def read_objects(text: str) -> dict[tuple[str, str], Object]:
+    """Return the objects of a file, by kind and name."""
+    objects = {}
+    for item in yaml.safe_load_all(text):
+        objects[item["kind"], item["metadata"]["name"]] = item
+    return objects
 
 
-def settings(environment: Object) -> Settings:
-    """Return the settings that a program would read, but for the file of its password, which is not here."""
-    texts = {name: str(value) for name, value in environment.items()}
-    return Settings.read(texts | {"DB_PASSWORD_FILE": "", "DB_PASSWORD": "x"})
+OBJECTS = read_objects(FILE.read_text())
+
+
+def spec(kind: str, name: str) -> Object:
+    """Return the specification of an object."""
+    found: Object = OBJECTS[kind, name]["spec"]
+    return found
+
+
+def template(name: str) -> Object:
+    """Return the specification of the pods of db, seeder or app."""
+    kinds = {"db": "StatefulSet", "seeder": "Job", "app": "Deployment"}
+    found: Object = spec(kinds[name], name)["template"]
+    return found
+
+
+def pod(name: str) -> Object:
+    """Return the specification of a pod."""
+    found: Object = template(name)["spec"]
+    return found
+
+
+def container(name: str) -> Object:
+    """Return the only container of a pod."""
+    [found] = pod(name)["containers"]
+    return dict(found)
+
+
+def environment(name: str) -> dict[str, str]:
+    """Return the environment of a container."""
+    variables: dict[str, str] = {}
+    if "envFrom" in container(name):
+        variables |= OBJECTS["ConfigMap", "database"]["data"]
+    for variable in container(name)["env"]:
+        variables[variable["name"]] = variable["value"]
+    return variables
+
+
+def settings(variables: Object) -> Object:
+    """Return the settings that a program would read; no password file is here to be read."""
+    texts = {name: str(value) for name, value in variables.items()}
+    return vars(Settings(texts | {"DB_PASSWORD_FILE": "", "DB_PASSWORD": "x"}))
+
+
+def compose_services() -> Object:
+    """Return the services of docker-compose.yml, with the default of each variable."""
+    text = (ROOT / "docker-compose.yml").read_text()
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+    text = text.replace("${COMPOSE_PROJECT_NAME}", "cct")
+    services: Object = yaml.safe_load(text)["services"]
+    return services
+
+
+COMPOSE = compose_services()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_file_is_valid_in_each_version_of_kubernetes(version: str) -> None:
-    for o in OBJECTS:
-        kubernetes_validate.validate(o, version, strict=True)
+    for item in OBJECTS.values():
+        kubernetes_validate.validate(item, version, strict=True)
 
 
-def test_file_agrees_with_the_other_files() -> None:
-    assert settings(env("seeder")) == replace(
-        settings(COMPOSE["seeder"]["environment"]), seed_wait=300.0
-    )
-    server = settings(env("app"))
-    assert server == replace(
-        settings(COMPOSE["app"]["environment"]), allowed_hosts="*", drain=5.0, port=8080
-    )
-    assert {*env("seeder"), *env("app")} <= {field.name.upper() for field in fields(Settings)}
-    assert env("db") == COMPOSE["db"]["environment"]
-    assert SPECS["Service", server.db_host]["ports"] == [{"port": server.db_port}]
-    assert CONTAINERS["db"]["ports"] == [{"containerPort": server.db_port}]
-    assert SPECS["Service", "app"]["ports"] == [{"port": 80, "targetPort": "http"}]
-    assert CONTAINERS["app"]["ports"] == [{"name": "http", "containerPort": server.port}]
-    secrets = [
-        volume["secret"] for pod in PODS.values() for volume in pod["volumes"] if "secret" in volume
-    ]
-    assert {secret["secretName"] for secret in secrets} == set(
-        re.findall(r"create secret generic (\w+)", DOCS)
-    )
-    assert {item["key"] for secret in secrets for item in secret["items"]} == set(SECRET_KEYS)
-    assert (
-        re.findall(r"USER (\d+:\d+)", (ROOT / "Dockerfile").read_text()) == [f"{USER}:{USER}"] * 2
-    )
-    assert re.findall(r"Kubernetes (\d\.\d+) or newer", FILE.read_text()) == [
-        VERSIONS[0].rpartition(".")[0]
-    ]
+def test_file_says_its_oldest_version() -> None:
+    assert f"Kubernetes 1.{OLDEST} or newer" in FILE.read_text()
+    assert VERSIONS[0].startswith(f"1.{OLDEST}.")
 
 
-def test_selectors_mean_the_pods_that_they_are_named_after_and_all_are_in_the_restricted_namespace() -> (
-    None
-):
-    assert OBJECTS[0]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    assert {o["metadata"]["namespace"] for o in OBJECTS[1:]} == {OBJECTS[0]["metadata"]["name"]}
-    for (_, name), spec in SPECS.items():
-        selector = spec.get("selector", {NAME: name})
-        assert selector.get("matchLabels", selector) == {NAME: name}
-        assert "template" not in spec or spec["template"]["metadata"]["labels"] == {NAME: name}
-    assert PODS["app"]["topologySpreadConstraints"][0]["labelSelector"] == {
-        "matchLabels": {NAME: "app"}
+def test_programs_have_the_same_settings_as_under_compose() -> None:
+    compose_seeder = settings(COMPOSE["seeder"]["environment"])
+    compose_app = settings(COMPOSE["app"]["environment"])
+    app = {"allowed_hosts": "*", "drain": 5.0, "port": 8080}
+    assert settings(environment("seeder")) == compose_seeder | {"seed_wait": 300.0}
+    assert settings(environment("app")) == compose_app | app
+    assert environment("db") == COMPOSE["db"]["environment"]
+
+
+def test_each_variable_is_a_setting() -> None:
+    names = {name.upper() for name in settings(environment("app"))}
+    assert environment("seeder").keys() <= names
+    assert environment("app").keys() <= names
+
+
+def test_ports_are_those_of_the_settings() -> None:
+    app = settings(environment("app"))
+    assert spec("Service", app["db_host"])["ports"] == [{"port": app["db_port"]}]
+    assert container("db")["ports"] == [{"containerPort": app["db_port"]}]
+    assert spec("Service", "app")["ports"] == [{"port": 80, "targetPort": "http"}]
+    assert container("app")["ports"] == [{"name": "http", "containerPort": app["port"]}]
+
+
+def test_secret_of_the_document_has_the_passwords_of_the_pods() -> None:
+    commands = DOCUMENT.commands("Apply the file")
+    assert "create secret generic users " in commands
+    keys: set[str] = set()
+    for name in PODS:
+        for volume in pod(name)["volumes"]:
+            if "secret" in volume:
+                assert volume["secret"]["secretName"] == "users"
+                keys.update(item["key"] for item in volume["secret"]["items"])
+    assert keys == set(re.findall(r"--from-file=(\w+)=", commands))
+
+
+def test_selectors_mean_the_pods_of_the_same_name() -> None:
+    for name in PODS:
+        assert template(name)["metadata"]["labels"] == {LABEL: name}
+    for kind, name in (
+        ("StatefulSet", "db"),
+        ("Deployment", "app"),
+        ("PodDisruptionBudget", "app"),
+    ):
+        assert spec(kind, name)["selector"] == {"matchLabels": {LABEL: name}}
+    for name in ("db", "app"):
+        assert spec("Service", name)["selector"] == {LABEL: name}
+    [spread] = pod("app")["topologySpreadConstraints"]
+    assert spread["labelSelector"] == {"matchLabels": {LABEL: "app"}}
+
+
+def test_all_objects_are_in_the_restricted_namespace() -> None:
+    namespace = OBJECTS["Namespace", "cct"]["metadata"]
+    assert namespace["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for kind, name in OBJECTS.keys() - {("Namespace", "cct")}:
+        assert OBJECTS[kind, name]["metadata"]["namespace"] == "cct"
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_pods_have_few_rights(name: str) -> None:
+    assert pod(name)["automountServiceAccountToken"] is False
+    assert pod(name)["securityContext"]["runAsNonRoot"] is True
+    assert pod(name)["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container(name)["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
     }
+    assert not pod(name).keys() & {"hostNetwork", "hostPID", "hostIPC", "initContainers"}
+    for volume in pod(name)["volumes"]:
+        assert volume.keys() <= {"name", "emptyDir", "secret"}
 
 
-@pytest.mark.parametrize("pod", PODS)
-def test_pods_have_few_rights_and_limits(pod: str) -> None:
-    spec = PODS[pod]
-    [own] = spec["containers"]
-    assert spec["automountServiceAccountToken"] is False
-    assert spec["securityContext"]["runAsNonRoot"] is True
-    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert own["securityContext"] == NO_RIGHTS
-    assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC", "initContainers"}
-    assert {kind for volume in spec["volumes"] for kind in volume} <= {"name", "emptyDir", "secret"}
-    assert own["image"] == COMPOSE[pod]["image"]
-    assert (
-        own["resources"]["limits"]["memory"].removesuffix("i").lower() == COMPOSE[pod]["mem_limit"]
-    )
-    assert own["resources"]["requests"].keys() == {"cpu", "memory"}
-    assert pod == "db" or spec["enableServiceLinks"] is False  # they set DB_PORT=tcp://...
-    assert pod == "db" or own["imagePullPolicy"] == "IfNotPresent"  # a node may have been given it
+@pytest.mark.parametrize("name", PODS)
+def test_pods_have_the_memory_of_compose(name: str) -> None:
+    resources = container(name)["resources"]
+    memory = resources["limits"]["memory"].removesuffix("i").lower()
+    assert memory == COMPOSE[name]["mem_limit"]
+    assert resources["requests"].keys() == {"cpu", "memory"}
 
 
-def test_policies_open_db_to_seeder_and_app_alone_and_app_to_everybody() -> None:
-    db, seeder, app = ({"podSelector": {"matchLabels": {NAME: pod}}} for pod in PODS)
-    clients = {
-        "podSelector": {
-            "matchExpressions": [{"key": NAME, "operator": "In", "values": ["seeder", "app"]}]
-        }
-    }
-    mysql, http = (
-        [{"port": port, "protocol": "TCP"}] for port in (int(DATABASE["DB_PORT"]), "http")
-    )
-    assert {name: spec for (kind, name), spec in SPECS.items() if kind == "NetworkPolicy"} == {
+@pytest.mark.parametrize("name", PODS)
+def test_pods_run_the_images_of_compose(name: str) -> None:
+    assert "build" in COMPOSE[name]
+    assert container(name)["image"] == f"cct-{name}:latest"
+    assert container(name)["imagePullPolicy"] == "IfNotPresent"  # a node may have been given it
+    assert pod(name)["enableServiceLinks"] is False  # they set DB_PORT=tcp://...
+
+
+def test_images_have_a_user_with_a_number() -> None:
+    """The kubelet cannot tell from a name that the user is not root."""
+    users = re.findall(r"^USER (.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert users == ["10001:10001", "10001:10001"]  # seeder and app
+    assert pod("db")["securityContext"]["runAsUser"] == 999
+
+
+def test_policies_open_db_to_seeder_and_app_alone() -> None:
+    seeder = {"podSelector": {"matchLabels": {LABEL: "seeder"}}}
+    app = {"podSelector": {"matchLabels": {LABEL: "app"}}}
+    db = {"podSelector": {"matchLabels": {LABEL: "db"}}}
+    mysql = [{"port": 3306, "protocol": "TCP"}]
+    http = [{"port": "http", "protocol": "TCP"}]
+    clients = [{"key": LABEL, "operator": "In", "values": ["seeder", "app"]}]
+    policies = {name: spec(kind, name) for kind, name in OBJECTS if kind == "NetworkPolicy"}
+    assert policies == {
         "default-deny": {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]},
-        "db": db
-        | {"policyTypes": ["Ingress"], "ingress": [{"from": [seeder, app], "ports": mysql}]},
-        "app": app | {"policyTypes": ["Ingress"], "ingress": [{"ports": http}]},
-        "clients-of-db": clients
-        | {"policyTypes": ["Egress"], "egress": [{"to": [db], "ports": mysql}, DNS]},
+        "db": {
+            **db,
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": [seeder, app], "ports": mysql}],
+        },
+        "app": {**app, "policyTypes": ["Ingress"], "ingress": [{"ports": http}]},
+        "clients-of-db": {
+            "podSelector": {"matchExpressions": clients},
+            "policyTypes": ["Egress"],
+            "egress": [{"to": [db], "ports": mysql}, DNS],
+        },
     }
+
+
+def test_pod_leaves_the_service_before_it_is_restarted() -> None:
+    """Each probe may fail three times: the default."""
+    app = container("app")
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert app[probe]["httpGet"]["path"] == "/health"
+    unready = 3 * app["readinessProbe"]["periodSeconds"]
+    earliest_restart = 2 * app["livenessProbe"]["periodSeconds"]
+    assert unready < earliest_restart
+
+
+def test_updates_spare_the_old_pods() -> None:
+    app = spec("Deployment", "app")
+    assert app["replicas"] == 3
+    assert app["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0}}
+    assert app["progressDeadlineSeconds"] <= 120
+    assert spec("PodDisruptionBudget", "app")["maxUnavailable"] == 1
+
+
+def test_server_has_the_time_that_a_stop_takes() -> None:
+    stop = settings(environment("app"))["drain"] + 2 * SHUTDOWN_TIMEOUT
+    assert pod("app")["terminationGracePeriodSeconds"] > stop
+
+
+def test_database_has_a_day_to_start() -> None:
+    probe = container("db")["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 24 * 60 * 60
+
+
+def print_manifest(**variables: str) -> str:
+    """Return what the function `manifest` of the document prints."""
+    script = DOCUMENT.commands("Name the images") + "manifest"
+    clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    command = ["bash", "-ec", script]
+    return subprocess.check_output(command, cwd=ROOT, env=clean | variables, text=True)
+
+
+def test_manifest_prints_the_file_with_other_images() -> None:
+    text = print_manifest(REGISTRY="registry.example.com/", TAG="1.0.1", DB_TAG="1.0.0")
+    assert re.findall("image: (.*)", text) == [
+        "registry.example.com/cct-db:1.0.0",
+        "registry.example.com/cct-seeder:1.0.1",
+        "registry.example.com/cct-app:1.0.1",
+    ]
+    assert print_manifest() == FILE.read_text()
+
+
+def test_update_of_the_app_leaves_the_database_alone() -> None:
+    before = read_objects(print_manifest(TAG="1.0.0", DB_TAG="1.0.0"))
+    after = read_objects(print_manifest(TAG="1.0.1", DB_TAG="1.0.0"))
+    changed = {key for key in before if before[key] != after[key]}
+    assert changed == {("Job", "seeder"), ("Deployment", "app")}
+
+
+def test_update_deletes_the_job_before_it_applies_the_file() -> None:
+    """Kubernetes lets nobody change a Job."""
+    update = DOCUMENT.commands("Update").splitlines()
+    assert update[0] == "kubectl --namespace cct delete job seeder --ignore-not-found"
+    assert update[1] == "manifest | kubectl apply -f -"
 
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="needs kubectl")
-def test_documented_kustomization_leads_to_another_database(tmp_path: Path) -> None:
-    (tmp_path / "kustomization.yml").write_text(DOCS.partition("```yaml\n")[2].partition("```")[0])
+def test_documented_kustomization_has_another_database(tmp_path: Path) -> None:
+    kustomization = re.search("```yaml\n(.*?)```", DOCUMENT.text, re.DOTALL)
+    assert kustomization
+    (tmp_path / "kustomization.yml").write_text(kustomization[1])
     shutil.copytree(FILE.parent, tmp_path / "deploy")
-    done = subprocess.run(
-        ["kubectl", "kustomize", tmp_path], capture_output=True, check=True, text=True
-    )
-    objects = {(o["kind"], o["metadata"]["name"]): o for o in yaml.safe_load_all(done.stdout)}
-    for o in objects.values():
-        kubernetes_validate.validate(o, VERSIONS[-1], strict=True)
-    assert objects.keys() == {key for key in SPECS if key[1] != "db"}
-    other = settings(env("app") | objects["ConfigMap", "database"]["data"])
-    assert (other.db_host, other.db_port, other.db_tls) == (
-        "mysql.example.com",
-        3307,
-        "verify-identity",
-    )
+    text = subprocess.check_output(["kubectl", "kustomize", tmp_path], text=True)
+    objects = read_objects(text)
+    for item in objects.values():
+        kubernetes_validate.validate(item, VERSIONS[-1], strict=True)
+    assert objects.keys() == {(kind, name) for kind, name in OBJECTS if name != "db"}
+    other = settings(environment("app") | objects["ConfigMap", "database"]["data"])
+    assert other["db_host"] == "mysql.example.com"
+    assert other["db_port"] == 3307
+    assert other["db_tls"] == "verify-identity"
     allowed = {
         "to": [{"ipBlock": {"cidr": "203.0.113.7/32"}}],
         "ports": [{"port": 3307, "protocol": "TCP"}],
@@ -177,127 +313,149 @@ def test_documented_kustomization_leads_to_another_database(tmp_path: Path) -> N
     assert objects["NetworkPolicy", "clients-of-db"]["spec"]["egress"] == [allowed, DNS]
 
 
-def test_heals_and_updates_spare_the_other_pods_and_each_has_the_time_that_it_needs() -> None:
-    probes = [CONTAINERS["app"][f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")]
-    assert [probe["httpGet"]["path"] for probe in probes] == ["/health"] * 3
-    assert (
-        3 * probes[1]["periodSeconds"] < 2 * probes[2]["periodSeconds"]
-    )  # each may fail three times: the default
-    app = SPECS["Deployment", "app"]
-    assert app["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0}}
-    assert app["progressDeadlineSeconds"] <= 120
-    assert (app["replicas"], SPECS["PodDisruptionBudget", "app"]["maxUnavailable"]) == (3, 1)
-    [timeout] = re.findall(
-        r"shutdown_timeout=([\d.]+)", (ROOT / "server.py").read_text()
-    )  # spent twice at worst
-    assert PODS["app"]["terminationGracePeriodSeconds"] > settings(env("app")).drain + 2 * float(
-        timeout
-    )
-    startup = CONTAINERS["db"]["startupProbe"]
-    assert (
-        startup["periodSeconds"] * startup["failureThreshold"] >= 24 * 60 * 60
-    )  # a recovery takes what it takes
-    assert SPECS["Job", "seeder"]["ttlSecondsAfterFinished"] > 0
+class Containers:
+    """The containers of db and app in one network, with the rights of their pods."""
 
+    def __init__(self, passwords: Path) -> None:
+        self.name = f"cct-kubernetes-{os.getpid()}"
+        self.passwords = passwords
+        self.port = free_port()  # of the server, on this machine
 
-def as_service(pod: str, port: int) -> Object:
-    """Return a pod as a service of Compose, confined alike, with the keys of the Secret as files."""
-    own, context = CONTAINERS[pod], PODS[pod]["securityContext"]
-    items = {
-        volume["name"]: volume["secret"]["items"]
-        for volume in PODS[pod]["volumes"]
-        if "secret" in volume
-    }
-    volumes = []
-    for mount in own["volumeMounts"]:
-        name, path = mount["name"], mount["mountPath"]
-        files = [f"./{item['key']}:{path}/{item['path']}:ro" for item in items.get(name, [])]
-        volumes += files or [f"{name}:{path}:nocopy"]
-    return {
-        **({"image": own["image"]} if pod == "db" else {"build": {"context": ".", "target": pod}}),
-        **{
-            key: COMPOSE[pod][key] for key in ("cap_drop", "mem_limit", "read_only", "security_opt")
-        },
-        "environment": env(pod),
-        "user": f"{context.get('runAsUser', USER)}:{context.get('runAsGroup', USER)}",
-        "group_add": [context.get("fsGroup", USER)],
-        "sysctls": {sysctl["name"]: sysctl["value"] for sysctl in context.get("sysctls", [])},
-        "ports": [f"127.0.0.1:{port}:{own['ports'][0]['containerPort']}"] if pod == "app" else [],
-        "volumes": volumes,
-    }
+    def build(self, name: str) -> str:
+        """Return the image of a pod."""
+        image = f"{self.name}-{name}"
+        docker("build", "--quiet", f"--target={name}", f"--tag={image}", ".")
+        return image
 
+    def run(self, name: str, user: str, *options: str) -> None:
+        """Start the container of a pod."""
+        limits = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges:true")
+        variables = [f"--env={key}={value}" for key, value in environment(name).items()]
+        options = (f"--name={self.name}-{name}", f"--user={user}", *limits, *variables, *options)
+        docker("run", "--detach", *options, self.build(name))
 
-def passes(stack: Stack, pod: str, kind: str) -> bool:
-    """Execute a probe once, as the kubelet would."""
-    probe = CONTAINERS[pod][f"{kind}Probe"]
-    timeout = probe.get("timeoutSeconds", 1)
-    if "httpGet" in probe:
-        return (
-            get(stack.port, probe["httpGet"]["path"], timeout, user_agent="kube-probe/1.30")[0]
-            == 200
-        )
-    command = [
-        "docker",
-        "exec",
-        stack.container(pod),
-        "timeout",
-        str(timeout),
-        *probe["exec"]["command"],
-    ]
-    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+    def start_db(self) -> None:
+        """Start db with the keys of the Secret as files, on a new disk."""
+        context = pod("db")["securityContext"]
+        group = context["fsGroup"]
+        disk = f"--volume={self.name}:/var/lib/mysql:nocopy"
+        new_disk = f"cd /var/lib/mysql; mkdir lost+found; chgrp -R {group} .; chmod -R 2770 ."
+        as_root = ("--rm", "--user=0", "--entrypoint=sh", disk, self.build("db"))
+        docker("run", *as_root, "-ec", new_disk)
+        self.write_passwords()
+        secret = f"--volume={self.passwords}:/run/secrets:ro"
+        empty = ("--tmpfs=/tmp", "--tmpfs=/var/run/mysqld:mode=777")
+        keepalive = "--sysctl=net.ipv4.tcp_keepalive_time=300"
+        port = f"--publish=127.0.0.1:{self.port}:8080"
+        user = f"{context['runAsUser']}:{context['runAsGroup']}"
+        self.run("db", user, f"--group-add={group}", disk, secret, *empty, keepalive, port)
+
+    def write_passwords(self) -> None:
+        """Write the files that db has from its Secret."""
+        for volume in pod("db")["volumes"]:
+            if volume["name"] == "passwords":
+                for item in volume["secret"]["items"]:
+                    file = self.passwords / item["path"]
+                    file.parent.mkdir()
+                    file.write_text(f"the password of {item['key']}")
+
+    def start_app(self) -> None:
+        """Start app beside db."""
+        secret = f"--volume={self.passwords}/app:/run/secrets/app:ro"
+        beside = f"--network=container:{self.name}-db"
+        self.run("app", "10001:10001", secret, beside, "--env=DB_HOST=127.0.0.1")
+
+    def exec(self, name: str, *command: str, user: str = "") -> str:
+        """Run a command in the container of a pod; raise AssertionError if it fails."""
+        return docker("exec", f"--user={user}", f"{self.name}-{name}", *command)
+
+    def sql(self, statement: str) -> str:
+        """Execute a statement as root."""
+        return self.exec("db", "as-root.sh", "mysql", "-Ne", statement)
+
+    def passes(self, kind: str) -> bool:
+        """Return whether a probe of db passes."""
+        probe = container("db")[kind]
+        try:
+            self.exec("db", "timeout", str(probe["timeoutSeconds"]), *probe["exec"]["command"])
+        except AssertionError:
+            return False
+        return True
+
+    def remove(self) -> None:
+        """Remove everything that this made."""
+        for name in ("app", "db"):
+            docker("rm", "--force", "--volumes", f"{self.name}-{name}")
+            docker("image", "rm", "--force", f"{self.name}-{name}")
+        docker("volume", "rm", "--force", self.name)
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Give the pods after their first start, through which the seeder waited for the database."""
-    stack = Stack(tmp_path_factory.mktemp("kubernetes") / "cct")
-    services = {pod: as_service(pod, stack.port) for pod in PODS}
-    file = {"services": services, "volumes": {"data": {}, "run": {}, "tmp": {}}}
-    (stack.folder / "docker-compose.yml").write_text(yaml.safe_dump(file))
-    for key in {*SECRET_KEYS} - {"users.sh"}:
-        (stack.folder / key).write_text(f"the password of {key}")
-    group = PODS["db"]["securityContext"]["fsGroup"]  # of a new disk
-    disk = f"chmod 777 /tmp /var/run/mysqld; cd /var/lib/mysql; mkdir -m 700 lost+found; chgrp {group} .; chmod 2775 ."
+def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
+    """Give db and app after their first start."""
+    require_engine()
+    folder = tmp_path_factory.mktemp("secret")
+    folder.chmod(0o755)
+    started = Containers(folder)
     try:
-        stack.compose(
-            "run", "--rm", "--user=0", "--cap-add=CHOWN", "--entrypoint=sh", "db", "-ec", disk
-        )
-        stack.compose("up", "--detach", "--build")
-        assert docker("wait", stack.container("seeder")) == "0\n"
-        until(lambda: passes(stack, "app", "startup"), "started")
-        yield stack
+        started.start_db()
+        until(lambda: started.passes("startupProbe"), "started", 240)
+        started.start_app()
+        yield started
     finally:
-        stack.down()
+        started.remove()
 
 
-def test_probes_pass_and_idle_connections_to_the_database_are_kept_alive(stack: Stack) -> None:
-    assert all(
-        passes(stack, pod, kind)
-        for pod in ("db", "app")
-        for kind in ("startup", "readiness", "liveness")
-    )
-    assert len(stack.page()["accounts"]) == 50
-    sockets = [line.split() for line in stack.exec("app", "cat", "/proc/net/tcp").splitlines()]
-    timers = [
-        timer.split(":") for _, _, peer, _, _, timer, *_ in sockets if peer.endswith(":0CEA")
-    ]  # 3306
+def test_database_is_ready_with_the_rights_of_its_pod(containers: Containers) -> None:
+    assert containers.exec("db", "id", "--user") == "999\n"
+    assert containers.passes("readinessProbe")
+    assert containers.passes("livenessProbe")
+
+
+@pytest.mark.parametrize("user", ["999", "0"])
+def test_users_sh_refuses_to_rotate(containers: Containers, user: str) -> None:
+    """It changes nothing, because it cannot replace the files of the Secret."""
+    before = containers.sql("SELECT user, authentication_string, user_attributes FROM mysql.user")
+    with pytest.raises(AssertionError, match="password cannot be replaced here"):
+        containers.exec("db", "users.sh", "rotate", user=user)
+    after = containers.sql("SELECT user, authentication_string, user_attributes FROM mysql.user")
+    assert after == before
+
+
+def test_idle_connections_to_the_database_stay_alive(containers: Containers) -> None:
+    """The fourth column after the address of the peer is the timer: 02 is keepalive."""
+    [sysctl] = pod("app")["securityContext"]["sysctls"]
+    assert sysctl == {"name": "net.ipv4.tcp_keepalive_time", "value": "300"}
+    until(lambda: "missing table" in get(containers.port, "/ready")[1], "connected")
+    timers = []
+    for line in containers.exec("app", "cat", "/proc/net/tcp").splitlines():
+        columns = line.split()
+        if columns[2].endswith(":0CEA"):  # 3306
+            timers.append(columns[5].split(":"))
     assert timers
-    assert all(
-        kind == "02" and int(hundredths, 16) <= 300_00 for kind, hundredths in timers
-    )  # 02: keepalive
+    for kind, hundredths in timers:
+        assert kind == "02"
+        assert int(hundredths, 16) <= 300_00
 
 
-def test_database_that_refuses_is_alive_one_that_hangs_is_not_and_a_killed_one_recovers(
-    stack: Stack,
-) -> None:
-    before = stack.page()["accounts"]
-    stack.sql("ALTER USER app ACCOUNT LOCK")
-    assert not passes(stack, "db", "readiness")
-    assert passes(stack, "db", "liveness")
-    stack.sql("ALTER USER app ACCOUNT UNLOCK")
-    stack.compose("kill", "--signal=STOP", "db")
-    assert not passes(stack, "db", "liveness")
-    stack.compose("kill", "db")
-    stack.compose("start", "db")
-    until(lambda: stack.get()[0] == 200, "answered")
-    assert stack.page()["accounts"] == before
+def test_database_that_refuses_is_alive_but_not_ready(containers: Containers) -> None:
+    containers.sql("ALTER USER app ACCOUNT LOCK")
+    assert not containers.passes("readinessProbe")
+    assert containers.passes("livenessProbe")
+    containers.sql("ALTER USER app ACCOUNT UNLOCK")
+    assert containers.passes("readinessProbe")
+
+
+def test_database_that_hangs_is_not_alive(containers: Containers) -> None:
+    docker("kill", "--signal=STOP", f"{containers.name}-db")
+    assert not containers.passes("livenessProbe")
+    docker("kill", "--signal=CONT", f"{containers.name}-db")
+    assert containers.passes("livenessProbe")
+
+
+def test_killed_database_starts_again(containers: Containers) -> None:
+    containers.sql("CREATE TABLE cct.marks (id INT)")
+    docker("kill", f"{containers.name}-db")
+    docker("start", f"{containers.name}-db")
+    until(lambda: containers.passes("startupProbe"), "started", 240)
+    assert containers.sql("SHOW TABLES FROM cct") == "marks\n"

@@ -1,263 +1,310 @@
-"""The stack of docs/swarm.md on a real Swarm: three engines in containers, with a registry of their own.
+"""docs/swarm.md on a real Swarm: three engines in containers, with a registry of their own.
 
-The tests tell one story, in their order, with the commands that docs/swarm.md prints. Where the kernel has no IPVS,
-neither the published port nor virtual IPs work: there the client picks one of the tasks that DNS names.
+The tests tell one story, in their order, with the commands of the document. If the kernel has no
+IPVS, neither the published port nor virtual IPs work: then DNS names the tasks to the clients.
 """
 
 import json
 import os
-import re
+import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
-from functools import partial
+from contextlib import AbstractContextManager
 from pathlib import Path
-from subprocess import run
 
 import pytest
 
-from tests import client
 from tests.conftest import Report
-from tests.docker import docker, require_engine, start_engine, start_mysql
-from tests.helpers import ROOT, free_port, until
+from tests.platforms.document import Document
+from tests.stack import docker, require_engine, start_engine, start_mysql
+from tools import ROOT
+from tools.load import GET, Outcome, load
+from tools.waiting import free_port, until
 
-NAME = f"cct-swarm-{os.getpid()}"  # begins the name of all that is started
-NODES = MANAGER, DATA, SPARE = "node-1", "node-2", "node-3"
+Tasks = dict[str, dict[str, str]]  # what Swarm says about each task, by its id
+
+DOCUMENT = Document("docs/swarm.md")
+NAME = f"cct-swarm-{os.getpid()}"  # begins the name of each container, and names the network
+MANAGER = "node-1"
+DATA = "node-2"
+SPARE = "node-3"
+NODES = (MANAGER, DATA, SPARE)
+PUSH = f"127.0.0.1:{free_port()}/"  # the registry, as this machine calls it
+PULL = "registry:5000/"  # the same, as the nodes call it
+IMAGES = ("cct-db:1", "cct-seeder:1", "cct-seeder:2", "cct-app:1", "cct-app:2")
 IDS = list(range(1, 101))  # of the accounts
-PUSH = f"127.0.0.1:{free_port()}"  # the registry, as this machine calls it
-NAMES = ("cct-app:1", "cct-app:2", "cct-seeder:1", "cct-seeder:2", "library/mysql:9.7")
-IMAGES = [f"{PUSH}/{name}" for name in NAMES]
 
-CODE = r"(?ms)^```sh\n(.+?)\n```$|^\| [^|\n]+ \| `([^`\n]+)` \|"  # a block, or the second cell of a table's row
-PRINTED = [
-    block or cell for block, cell in re.findall(CODE, (ROOT / "docs" / "swarm.md").read_text())
-]
-used: set[str] = set()
-
-EXEC = 'docker exec --interactive $(docker ps --quiet --filter name=^client) "$@"'
-CLIENT = ["exec", "--interactive", f"{NAME}-{MANAGER}", "sh", "-c", EXEC, "sh"]
-load = partial(client.load, ["docker", *CLIENT])
+IN_CLIENT = 'docker exec --interactive $(docker ps --quiet --filter name=^client) "$@"'
+CLIENT = ("exec", "--interactive", f"{NAME}-{MANAGER}", "sh", "-c", IN_CLIENT, "sh")
+IN_DB = "docker exec $(docker ps --quiet --filter name=cct_db)"  # on the node with the data
+IN_APP = "docker exec $(docker ps --quiet --filter name=cct_app)"
+TWO_PASSWORDS = "SELECT COUNT(*) FROM mysql.user WHERE User_attributes LIKE '%additional_pass%'"
 
 
-def printed(start: str) -> str:
-    """Return the command that docs/swarm.md prints and that starts like this."""
-    command: str = next(command for command in PRINTED if command.startswith(start))
-    used.add(command)
-    return command
+def on(node: str, commands: str) -> str:
+    """Run shell commands on a node, return their output; raise AssertionError if one fails."""
+    return docker("exec", f"{NAME}-{node}", "sh", "-ec", commands).strip()
 
 
-def on(node: str, command: str) -> str:
-    """Run shell commands on a node and return their output; AssertionError if one fails."""
-    return docker("exec", f"{NAME}-{node}", "sh", "-ec", command).strip()
-
-
-def settled(replicas: int = 3, service: str = "app") -> dict[str, dict[str, str]]:
-    """Return the tasks that run on the nodes that are left, once they are so many and none of them is stopping."""
-    told = on(
-        MANAGER, f"{printed('docker service ps').replace('app', service)} --format json"
-    ).splitlines()
-    left = on(MANAGER, "docker node ls --format '{{.Hostname}} {{.Status}}'").splitlines()
-    running = [task for task in map(json.loads, told) if task["CurrentState"].startswith("Running")]
-    tasks = {task["ID"]: task for task in running if f"{task['Node']} Ready" in left}
-    return (
-        tasks if [task["DesiredState"] for task in tasks.values()] == ["Running"] * replicas else {}
-    )
+def build(name: str, tag: str) -> None:
+    """Run the commands that build and push images."""
+    variables = {"COMPOSE_PROJECT_NAME": "cct", "REGISTRY": PUSH, "TAG": tag, "DB_TAG": "1"}
+    commands = ["sh", "-ec", DOCUMENT.commands(name)]
+    subprocess.run(commands, cwd=ROOT, env=os.environ | variables, check=True, timeout=300)
 
 
 def start_client() -> None:
     """Start a container on the stack's network that makes the requests."""
     options = "--name client --no-healthcheck --network cct_web --constraint node.role==manager"
-    on(MANAGER, f"docker service create --quiet {options} registry:5000/cct-app:1 sleep infinity")
+    on(MANAGER, f"docker service create --quiet {options} {PULL}cct-app:1 sleep infinity")
+
+
+def settled(replicas: int = 3, service: str = "app") -> Tasks:
+    """Return the running tasks; none if their number is another, or if one of them is stopping."""
+    command = DOCUMENT.commands("see the replicas").replace("app", service)
+    nodes = on(MANAGER, "docker node ls --format '{{.Hostname}} {{.Status}}'").splitlines()
+    running: Tasks = {}
+    stopping = False
+    for line in on(MANAGER, f"{command} --format json").splitlines():
+        task = json.loads(line)
+        node_is_left = f"{task['Node']} Ready" in nodes  # a task of a lost node seems to run on
+        if node_is_left and task["CurrentState"].startswith("Running"):
+            running[task["ID"]] = task
+            stopping = stopping or task["DesiredState"] != "Running"
+    return {} if stopping or len(running) != replicas else running
+
+
+def nodes_with_a_replica(replicas: int = 3) -> set[str]:
+    """Return the nodes of the running tasks."""
+    return {task["Node"] for task in settled(replicas).values()}
+
+
+def images_of_the_app() -> set[str]:
+    """Return the images of the running tasks."""
+    return {task["Image"] for task in settled().values()}
 
 
 def get(host: str, path: str) -> str:
-    """Return what the client gets; AssertionError if nothing answers."""
-    return docker(*CLIENT, "python", "-c", client.GET, host, path)
+    """Return what the client gets; raise AssertionError if nothing answers."""
+    return docker(*CLIENT, "python", "-c", GET, host, path)
 
 
 def account_ids(app: str) -> list[int]:
     """Return the ids of all accounts; none if the database does not answer."""
-    with suppress(AssertionError, KeyError):
-        pages = [json.loads(get(app, f"/?after={after}")) for after in (0, 50)]
-        return [account["id"] for page in pages for account in page["accounts"]]
-    return []
+    try:
+        first = json.loads(get(app, "/"))
+        second = json.loads(get(app, "/?after=50"))
+        accounts = first["accounts"] + second["accounts"]
+    except (AssertionError, KeyError):
+        return []
+    return [account["id"] for account in accounts]
+
+
+def busy(
+    app: str, report: Report, event: str, may_fail: str = "nothing"
+) -> AbstractContextManager[Outcome]:
+    """Keep the app busy in the context; raise AssertionError if a request fails otherwise."""
+    return load(["docker", *CLIENT], app, report, event, may_fail)
 
 
 @pytest.fixture(scope="module")
 def app() -> Iterator[str]:
-    """Start the stack of docs/swarm.md on three nodes, which pull from a registry, and a client on its network.
-
-    Give the name at which Swarm balances, as far as the kernel lets it.
-    """
+    """Start the stack of the document on three nodes, and a client; give the name of the app."""
     require_engine()
     try:
         docker("network", "create", "--internal", NAME)
-        docker(
-            "run",
-            "--detach",
-            "--name",
-            f"{NAME}-registry",
-            "--publish",
-            f"{PUSH}:5000",
-            "registry:2",
-        )
-        docker("network", "connect", "--alias", "registry", NAME, f"{NAME}-registry")
+        registry = f"{NAME}-registry"
+        docker("run", "--detach", f"--name={registry}", f"--publish={PUSH[:-1]}:5000", "registry:2")
+        docker("network", "connect", "--alias=registry", NAME, registry)
         for node in NODES:
-            place = (
-                f"--hostname={node}",
-                f"--network={NAME}",
-                f"--volume={ROOT}:/cct:ro",
-                "--workdir=/cct",
-            )
-            engine = (
-                "docker:28-dind",
-                "--insecure-registry=registry:5000",
-                "--registry-mirror=http://registry:5000",
-            )
-            start_engine(
-                f"{NAME}-{node}", *place, "--env=REGISTRY=registry:5000/", "--env=TAG=1", *engine
-            )
-        for tag in ("1", "2"):
-            env = os.environ | {"COMPOSE_PROJECT_NAME": "cct", "REGISTRY": f"{PUSH}/", "TAG": tag}
-            run(
-                ["sh", "-ec", printed("docker compose build")],
-                cwd=ROOT,
-                env=env,
-                check=True,
-                timeout=300,
-            )
-        docker("compose", "pull", "--policy", "missing", "db")
-        docker("tag", "mysql:9.7", IMAGES[-1])
-        docker("push", IMAGES[-1])
-        on(MANAGER, printed("docker swarm init"))
-        for node in (DATA, SPARE):
-            on(node, on(MANAGER, "docker swarm join-token worker | grep join"))
-        on(MANAGER, printed("docker node update"))
-        on(MANAGER, printed("docker stack deploy"))
+            place = (f"--hostname={node}", f"--network={NAME}", f"--volume={ROOT}:/cct:ro")
+            variables = (f"--env=REGISTRY={PULL}", "--env=TAG=1", "--env=DB_TAG=1")
+            engine = ("docker:28-dind", "--insecure-registry=registry:5000")
+            start_engine(f"{NAME}-{node}", *place, "--workdir=/cct", *variables, *engine)
+        build("Build and push the images", "1")
+        build("Update", "2")
+        on(MANAGER, DOCUMENT.commands("Make the swarm"))
+        join = on(MANAGER, "docker swarm join-token worker | grep join")
+        on(DATA, join)
+        on(SPARE, join)
+        on(MANAGER, DOCUMENT.commands("Label the node that holds the data"))
+        on(MANAGER, DOCUMENT.commands("Make the passwords"))
+        on(MANAGER, DOCUMENT.commands("Deploy the stack"))
         start_client()
         yield on(MANAGER, "test -e /proc/net/ip_vs && echo app || echo tasks.app")
     finally:
-        containers = docker("ps", "--all", "--quiet", "--filter", f"name=^{NAME}-").split()
-        for removal in (
-            ["rm", "-f", "-v", *containers],
-            ["network", "rm", NAME],
-            ["image", "rm", *IMAGES],
-        ):
-            run(["docker", *removal], check=False, capture_output=True)
+        remove_everything()
+
+
+def remove_everything() -> None:
+    """Remove what the tests made."""
+    containers = docker("ps", "--all", "--quiet", f"--filter=name=^{NAME}-").split()
+    images = [f"{PUSH}{image}" for image in IMAGES]
+    for removal in (["rm", "-f", "-v", *containers], ["network", "rm", NAME], ["rmi", *images]):
+        subprocess.run(["docker", *removal], check=False, capture_output=True)
 
 
 def test_seeder_seeds_and_each_node_has_a_replica(app: str) -> None:
     assert account_ids(app) == IDS
-    assert {task["Node"] for task in settled().values()} == set(NODES)
+    assert nodes_with_a_replica() == set(NODES)
 
 
 def test_published_port_answers_on_every_node(app: str) -> None:
     if app == "tasks.app":
-        pytest.skip(
-            "needs IPVS in the kernel; without it the other tests find the tasks by DNS round robin"
-        )
+        pytest.skip("needs IPVS in the kernel; the other tests find the tasks by DNS without it")
     for node in NODES:
-        assert get(f"{on(node, 'hostname -i')}:5000", "/health") == "healthy\n\n"
+        address = on(node, "hostname -i")
+        assert get(f"{address}:5000", "/health") == "healthy\n"
 
 
-def test_services_have_the_least_power_and_nobody_else_reads_their_passwords(app: str) -> None:
-    form = '{{index .Config.Labels "com.docker.swarm.service.name"}}{{with .HostConfig}} {{.ReadonlyRootfs}}'
-    form += " {{.CapDrop}} {{.CapAdd}} {{.Memory}} {{.PidsLimit}}{{end}}"
-    form += "{{range $name, $_ := .NetworkSettings.Networks}} {{$name}}{{end}}"
-    command = f"docker inspect --format '{form}' $(docker ps --all --quiet --filter name=cct_)"
-    assert {line for node in NODES for line in on(node, command).splitlines()} == {
+def test_services_have_the_least_power(app: str) -> None:
+    label = '{{index .Config.Labels "com.docker.swarm.service.name"}}'
+    limits = "{{.ReadonlyRootfs}} {{.CapDrop}} {{.CapAdd}} {{.Memory}} {{.PidsLimit}}"
+    networks = "{{range $name, $_ := .NetworkSettings.Networks}} {{$name}}{{end}}"
+    form = f"{label} {{{{with .HostConfig}}}}{limits}{{{{end}}}}{networks}"
+    containers = "$(docker ps --all --quiet --filter name=cct_)"
+    lines = set()
+    for node in NODES:
+        lines.update(on(node, f"docker inspect --format '{form}' {containers}").splitlines())
+    owner = "CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_SETGID CAP_SETUID"
+    assert lines == {
         "cct_app true [ALL] [] 268435456 64 cct_database cct_web ingress",
         "cct_seeder true [ALL] [] 268435456 64 cct_database cct_web",
-        "cct_db true [ALL] [CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_SETGID CAP_SETUID] 1073741824 512 cct_database",
+        f"cct_db true [ALL] [{owner}] 1073741824 512 cct_database",
     }
-    look = "docker exec $(docker ps --quiet --filter name=cct_{}) sh -c 'stat -c \"%u %a %n\" /run/secrets/*/password'"
-    file = "{} 400 /run/secrets/{}/password".format
-    assert on(DATA, look.format("app")) == file(10001, "app")
-    assert on(DATA, look.format("db")).splitlines() == [
-        file(999, user) for user in ("app", "root", "seeder")
+
+
+def test_nobody_else_reads_a_password(app: str) -> None:
+    files = "sh -c 'stat -c \"%u %a %n\" /run/secrets/*/password'"
+    assert on(DATA, f"{IN_APP} {files}") == "10001 400 /run/secrets/app/password"
+    assert on(DATA, f"{IN_DB} {files}").splitlines() == [
+        "999 400 /run/secrets/app/password",
+        "999 400 /run/secrets/root/password",
+        "999 400 /run/secrets/seeder/password",
     ]
 
 
-def test_unhealthy_replica_is_replaced_without_a_failed_request(app: str, report: Report) -> None:
+def test_swarm_never_probes_the_database(app: str) -> None:
+    """Swarm would kill a database that is only slow."""
+    health = "docker inspect --format '{{.State.Health}}' $(docker ps --quiet --filter name=cct_db)"
+    assert on(DATA, health) == "<nil>"
+
+
+def test_unhealthy_replica_is_replaced_without_a_failure(app: str, report: Report) -> None:
     before = settled()
-    with load(app, report, "unhealthy replica replaced") as results:
+    with busy(app, report, "unhealthy replica replaced") as outcome:
         get(app, "/make-unhealthy")
-        until(lambda: settled().keys() - before, "replaced", 120)
-    assert len(settled().keys() & before) == 2
-    assert len(results[0]) >= 3  # each replica takes its part
+        until(lambda: settled().keys() - before.keys(), "replaced", 120)
+    assert len(settled().keys() & before.keys()) == 2
+    assert len(outcome.answers) >= 3  # each replica takes its part
 
 
-def test_updates_fail_no_request_and_leave_the_accounts_alone(app: str, report: Report) -> None:
-    sick = (
-        "--image registry:5000/cct-app:2 --health-cmd false --health-interval 1s --health-retries 1"
-    )
-    for event, command, tag in (
-        ("update of 3 replicas", f"export TAG=2; {printed('docker stack deploy')}", 2),
-        ("going back", printed("docker service rollback"), 1),
-        (
-            "update that never gets healthy, and is rolled back",
-            f"docker service update --quiet {sick} cct_app",
-            1,
-        ),
-    ):
-        with load(app, report, event):
-            on(MANAGER, command)
-            until(settled, "settled")
-        assert {task["Image"] for task in settled().values()} == {f"registry:5000/cct-app:{tag}"}
-    assert on(MANAGER, printed("docker service inspect")) == "rollback_completed"
-    assert "nothing to do" in on(MANAGER, printed("docker service logs"))
+def test_update_fails_no_request(app: str, report: Report) -> None:
+    database = settled(1, "db")
+    with busy(app, report, "update of 3 replicas"):
+        on(MANAGER, f"export TAG=2\n{DOCUMENT.commands('Deploy the stack')}")
+        until(settled, "settled")
+    assert images_of_the_app() == {f"{PULL}cct-app:2"}
+    assert settled(1, "db").keys() == database.keys()
+    assert "nothing to do" in on(MANAGER, DOCUMENT.commands("read a log"))
     assert account_ids(app) == IDS
 
 
-def test_scaling_down_fails_no_request_and_scaling_up_uses_the_free_node(
-    app: str, report: Report
-) -> None:
-    with load(app, report, "scale from 3 to 2"):
-        on(MANAGER, printed("docker service scale cct_app=2"))
+def test_going_back_fails_no_request(app: str, report: Report) -> None:
+    with busy(app, report, "going back"):
+        on(MANAGER, DOCUMENT.commands("go back"))
+        until(settled, "settled")
+    assert images_of_the_app() == {f"{PULL}cct-app:1"}
+
+
+def test_update_that_is_never_healthy_is_rolled_back(app: str, report: Report) -> None:
+    sick = f"--image {PULL}cct-app:2 --health-cmd false --health-interval 1s --health-retries 1"
+    with busy(app, report, "update that never gets healthy, and is rolled back"):
+        on(MANAGER, f"docker service update --quiet {sick} cct_app")
+        until(settled, "settled")
+    assert images_of_the_app() == {f"{PULL}cct-app:1"}
+    assert on(MANAGER, DOCUMENT.commands("see how an update went")) == "rollback_completed"
+
+
+def test_users_sh_refuses_to_rotate(app: str) -> None:
+    """It changes nothing, because it cannot replace the files of secrets."""
+    with pytest.raises(AssertionError, match="password cannot be replaced here"):
+        on(DATA, f"{IN_DB} users.sh rotate")
+    assert on(DATA, f'{IN_DB} as-root.sh mysql -Ne "{TWO_PASSWORDS}"') == "0"
+    assert account_ids(app) == IDS
+
+
+def test_rotation_fails_no_request(app: str, report: Report) -> None:
+    before = settled()
+    database = settled(1, "db")
+    first_password = on(DATA, f"{IN_APP} cat /run/secrets/app/password")
+    variables = f"export PASSWORDS=-2 DATA=tcp://{NAME}-{DATA}:2375\n"
+    names = ("Rotate the passwords", "Deploy the stack", "End the old passwords")
+    rotation = "".join(DOCUMENT.commands(name) for name in names)
+    with busy(app, report, "rotation of the passwords"):
+        on(MANAGER, variables + rotation)
+        until(settled, "settled")
+    assert not settled().keys() & before.keys()
+    assert on(MANAGER, DOCUMENT.commands("see how an update went")) == "completed"
+    assert settled(1, "db").keys() == database.keys()
+    assert on(DATA, f"{IN_APP} cat /run/secrets/app/password") != first_password
+    assert account_ids(app) == IDS
+    with pytest.raises(AssertionError, match="Access denied for user 'app'"):
+        on(DATA, f"{IN_DB} probe-db.sh")  # the first password, which db keeps
+
+
+def test_scaling_down_fails_no_request(app: str, report: Report) -> None:
+    with busy(app, report, "scale from 3 to 2"):
+        on(MANAGER, DOCUMENT.commands("scale"))
         until(lambda: settled(2), "scaled down")
-    on(MANAGER, printed("docker service scale cct_app=3"))
-    until(lambda: {task["Node"] for task in settled().values()} == set(NODES), "scaled up")
+
+
+def test_scaling_up_uses_the_free_node(app: str) -> None:
+    on(MANAGER, DOCUMENT.commands("spread evenly again"))
+    until(lambda: nodes_with_a_replica() == set(NODES), "scaled up")
 
 
 def test_killed_database_comes_back_with_its_accounts(app: str, report: Report) -> None:
     killed = settled(1, "db")
-    with load(app, report, "database killed, until there are pages again", "503") as results:
+    with busy(app, report, "database killed, until there are pages again", "503") as outcome:
         on(DATA, "docker kill $(docker ps --quiet --filter name=cct_db)")
-        until(lambda: settled(1, "db").keys() - killed, "replaced")
+        until(lambda: settled(1, "db").keys() - killed.keys(), "replaced")
         until(lambda: account_ids(app), "answering")
-    assert results[1]
+    assert outcome.failures
     assert account_ids(app) == IDS
 
 
 def test_tasks_of_a_killed_node_run_elsewhere(app: str, report: Report) -> None:
-    with load(app, report, "node killed, until its tasks run elsewhere", ""):
+    with busy(app, report, "node killed, until its tasks run elsewhere", may_fail=""):
         docker("kill", f"{NAME}-{SPARE}")
-        until(
-            lambda: {task["Node"] for task in settled().values()} == {MANAGER, DATA},
-            "elsewhere",
-            120,
-        )
+        until(lambda: nodes_with_a_replica() == {MANAGER, DATA}, "elsewhere", 120)
     assert account_ids(app) == IDS
 
 
-def test_nothing_but_the_accounts_is_left_after_the_removal(app: str) -> None:
+def test_removal_leaves_nothing_but_the_accounts(app: str) -> None:
     on(MANAGER, "docker service rm client")
-    on(MANAGER, printed("docker stack rm"))
-    left = "docker service ls -q; docker secret ls -q; docker config ls -q; docker network ls | grep cct_ || true"
+    on(MANAGER, DOCUMENT.commands("Remove everything"))
+    lists = "docker service ls -q; docker secret ls -q; docker config ls -q"
+    left = f"{lists}; docker network ls | grep cct_ || true"
     until(lambda: on(MANAGER, left) == "", "removed")
-    until(lambda: on(DATA, f"{printed('docker volume rm')} || true") == "cct_data", "free")
+    removal = DOCUMENT.commands("Delete the accounts").strip()
+    until(lambda: on(DATA, f"{removal} || true") == "cct_data", "free")
 
 
 def test_database_elsewhere(app: str, tmp_path: Path) -> None:
-    start_mysql(
-        f"{NAME}-mysql", tmp_path, f"--network=name={NAME},alias=mysql.example.com", "--port=3307"
-    )
-    on(MANAGER, printed("printf"))
+    network = f"--network=name={NAME},alias=mysql.example.com"
+    start_mysql(f"{NAME}-mysql", f"{PUSH}cct-db:1", tmp_path, network, "--port=3307")
+    on(MANAGER, DOCUMENT.commands("A database elsewhere"))
     start_client()
     assert on(MANAGER, "docker service ps --quiet cct_db") == ""
     assert until(lambda: account_ids(app), "seeded") == IDS
 
 
-def test_every_printed_command_was_run_and_the_file_needs_no_settings(app: str) -> None:
-    assert used == set(PRINTED)
-    config = "unset REGISTRY TAG; docker stack config --compose-file deploy/docker-stack.yml"
-    assert "image: cct-app:latest\n" in on(MANAGER, config)
+def test_stack_file_needs_no_settings(app: str) -> None:
+    config = "docker stack config --compose-file deploy/docker-stack.yml"
+    file = on(MANAGER, f"unset REGISTRY TAG DB_TAG\n{config}")
+    for image in ("db", "seeder", "app"):
+        assert f"image: cct-{image}:latest\n" in file
+
+
+def test_every_command_of_the_document_was_run(app: str) -> None:
+    assert DOCUMENT.unused() == set()

@@ -11,17 +11,13 @@ password_file() { # USER
   echo "/run/secrets/$1/password"
 }
 
-sql_as_root() {
-  MYSQL_PWD=$(cat "$(password_file root)") mysql --protocol=socket --user=root
-}
-
 make_password() { # FILE
   # The service reads its password as user 10001, db as group mysql.
   openssl rand -hex 24 | install -o 10001 -g mysql -m 440 /dev/stdin "$1"
 }
 
 create_users() {
-  sql_as_root <<SQL
+  as-root.sh mysql <<SQL
 CREATE USER IF NOT EXISTS app IDENTIFIED BY '$(cat "$(password_file app)")' REQUIRE SSL;
 CREATE USER IF NOT EXISTS seeder IDENTIFIED BY '$(cat "$(password_file seeder)")' REQUIRE SSL;
 GRANT SELECT ON cct.* TO app;
@@ -46,9 +42,9 @@ rotate_password() { # USER
     exit 1
   fi
   # The old password works until the file holds the new one.
-  sql_as_root <<<"ALTER USER $1 IDENTIFIED BY '$(cat "$file.new")' RETAIN CURRENT PASSWORD"
+  as-root.sh mysql <<<"ALTER USER $1 IDENTIFIED BY '$(cat "$file.new")' RETAIN CURRENT PASSWORD"
   mv "$file.new" "$file"
-  sql_as_root <<<"ALTER USER $1 DISCARD OLD PASSWORD"
+  as-root.sh mysql <<<"ALTER USER $1 DISCARD OLD PASSWORD"
 }
 
 case ${1:-create} in

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The start of db: check the data and the passwords, then start MySQL as its image does.
+set -euo pipefail
+
+data=/var/lib/mysql
+complete=$data/cct-first-start-complete # users.sh makes this file
+
+has_tables() { # other than MySQL's own
+  [ -n "$(find "$data" -mindepth 2 -type f -not -path "$data/mysql/*" -not -path "$data/sys/*" \
+    -not -path "$data/performance_schema/*" -not -path "$data/#*" -print -quit)" ]
+}
+
+# Data with tables, but without the file, comes from an older version of cct.
+if [ -e "$complete" ] || has_tables; then
+  for user in root seeder app; do
+    if [ ! -s /run/secrets/$user/password ]; then
+      echo "The volume $user-password is empty, but the data has that user's old password:" \
+        "bring the volume back, or delete all data with: docker compose down -v"
+      exit 1
+    fi
+  done
+elif [ -n "$(find "$data" -mindepth 1 -type f -print -quit)" ]; then
+  # MySQL never completes such data. Nobody could log in yet, so nothing is lost.
+  echo "The first start of the database was cut off. There is nothing in it yet: it begins again."
+  find "$data" -mindepth 1 -not -name lost+found -delete
+fi
+
+users.sh passwords
+exec docker-entrypoint.sh "$@"

@@ -1,0 +1,134 @@
+"""server_log.py: what the log tells, and a log that cannot be written."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from calendar import timegm
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from settings import TIME_FORMAT
+from tests.app.conftest import ServerProcess, StartServer
+from tools import ROOT
+from tools.private_database import PrivateDatabase
+from tools.waiting import free_port, get, until
+
+
+def test_log_tells_the_story(server: ServerProcess) -> None:
+    """Probes that succeed are not in it."""
+    assert server.get("/health")[0] == 200
+    assert server.get("/")[0] == 200
+    assert server.get("/ready")[0] == 200
+    assert server.get("/?after=%1b[31mx")[0] == 400
+    assert server.get("/make-unhealthy")[0] == 200
+    assert server.get("/health")[0] == 503
+    server.process.terminate()
+    assert server.process.wait(10) == 0
+    story = [re.sub(r"\d\.\d{4} s$", "TIME", line) for line in server.lines()]
+    assert story[0].endswith(" starts")
+    assert story[1:] == [
+        f"listening on 127.0.0.1:{server.port}",
+        "127.0.0.1 GET '/' 200 TIME",
+        "127.0.0.1 GET '/?after=%1b[31mx' 400 TIME",
+        "made unhealthy by GET /make-unhealthy from 127.0.0.1",
+        "127.0.0.1 GET '/make-unhealthy' 200 TIME",
+        "127.0.0.1 GET '/health' 503 TIME",
+        "stopping",
+        "stopped",
+    ]
+
+
+def test_path_in_the_log_is_short(server: ServerProcess) -> None:
+    server.get("/" + "x" * 5000)
+    shown = "/" + "x" * 199
+    server.wait_for(f" GET '{shown}' 404 ")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Give a folder that is a disk of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("needs root, to mount a small disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_full_disk_fails_no_request_and_is_told(
+    start_server: StartServer, small_disk: Path
+) -> None:
+    """When there is space again, one line says how many lines were lost."""
+    server = start_server(log=small_disk / "log")
+    other = small_disk / "other"
+    with pytest.raises(OSError, match="No space left"):
+        other.write_bytes(bytes(64 * 1024))
+    paths = [f"/nothing/{number}" for number in range(200)]
+    for path in paths:
+        assert server.get(path)[0] == 404
+    assert server.get("/health") == (200, "healthy\n")
+
+    other.unlink()
+    server.wait_for(" lines of this log were lost")
+    assert server.get("/later")[0] == 404
+    server.wait_for("GET '/later' 404 ")
+    now = time.time()
+
+    log = server.log.read_text()
+    losses = re.findall(r"(?m)^.* UTC (\d+) lines of this log were lost$", log)
+    written = [path for path in paths if f" GET '{path}' 404 " in log]
+    assert len(losses) == 1
+    assert 0 < int(losses[0]) <= len(paths)
+    assert int(losses[0]) + len(written) >= len(paths)
+    last = log.splitlines()[-1]
+    shown = time.strptime(last[:23], TIME_FORMAT)
+    assert abs(timegm(shown) - now) < 2
+    server.process.terminate()
+    assert server.process.wait(5) == 0
+    assert server.lines()[-1] == "stopped"
+
+
+def start_with_stdout(
+    database: PrivateDatabase, stdout: int
+) -> tuple[int, subprocess.Popen[bytes]]:
+    """Start a server whose log cannot be read; return its port and process."""
+    port = free_port()
+    own = {"HOST": "127.0.0.1", "PORT": str(port)}
+    process = subprocess.Popen(
+        [sys.executable, f"{ROOT}/server.py"],
+        env=os.environ | database.env("app") | own,
+        stdout=stdout,
+        stderr=subprocess.DEVNULL,
+        pipesize=4096,
+    )
+    until(lambda: get(port, "/health")[0] == 200, "up", 10)
+    return port, process
+
+
+def test_full_stdout_fails_no_request(database: PrivateDatabase) -> None:
+    """The server ends well, too."""
+    with Path("/dev/full").open("wb") as full:
+        port, process = start_with_stdout(database, full.fileno())
+    with process:
+        for _ in range(20):
+            assert get(port)[0] == 200
+        process.terminate()
+        assert process.wait(5) == 0
+
+
+def test_stdout_that_nobody_reads_blocks_no_request(database: PrivateDatabase) -> None:
+    """SIGTERM ends the server, too."""
+    port, process = start_with_stdout(database, subprocess.PIPE)
+    with process:
+        for _ in range(60):  # the lines of twenty requests fill the pipe
+            assert get(port, "/" + "x" * 200)[0] == 404
+        began = time.monotonic()
+        assert get(port, "/health") == (200, "healthy\n")
+        assert time.monotonic() - began < 0.5
+        process.terminate()
+        assert process.wait(5) == 0

@@ -1,0 +1,14 @@
+"""What the tests with an engine share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.stack import Stack, running_stack
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Give a running stack. The tests of a file share it, and leave it as it was."""
+    with running_stack(tmp_path_factory.mktemp("stack") / "cct") as stack:
+        yield stack

@@ -1,0 +1,255 @@
+"""What the running stack does. A test repairs what it changes, so their order does not matter."""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.app.attacks import attacked, pipeline
+from tests.conftest import Report
+from tests.stack import Stack, docker, running_stack, start_mysql
+from tools import ROOT
+from tools.waiting import free_port, get, until
+
+START_PERIOD = 5  # seconds, in the Dockerfile
+THREE_PROBES = 15
+RESTART = 3
+TASKS = ROOT / "docs" / "tasks.md"
+EXTERNAL = "docker-compose.yml:deploy/docker-compose.external.yml"
+
+
+def test_flag_is_healed(stack: Stack, report: Report) -> None:
+    before = stack.page()
+    began = time.monotonic()
+    _, reason = stack.get("/make-unhealthy")
+
+    until(lambda: stack.health() == "unhealthy", "unhealthy")
+    unhealthy = time.monotonic() - began
+    log = stack.inspect("app")["State"]["Health"]["Log"]
+    failures = [probe["Output"] for probe in log if probe["ExitCode"]]
+    assert failures[-3:] == [reason] * 3
+
+    until(lambda: stack.health() == "healthy", "healed")
+    report(f"unhealthy after {unhealthy:.1f} s, healthy after {time.monotonic() - began:.1f} s")
+    after = stack.page()
+    assert after["started"] != before["started"]
+    assert after | {"started": ""} == before | {"started": ""}
+    assert f"/{stack.container('app')} (" in stack.logs("autoheal")
+
+
+def test_flag_right_after_the_start_is_healed(stack: Stack) -> None:
+    stack.compose("up", "-d", "--force-recreate", "--no-deps", "app")
+    until(lambda: stack.get("/make-unhealthy")[0] == 200, "unhealthy")
+    started = stack.started()
+
+    def is_healed() -> bool:
+        return stack.started() != started and stack.health() == "healthy"
+
+    until(is_healed, "healed", START_PERIOD + THREE_PROBES + RESTART)
+
+
+def test_pipelining_does_not_make_app_unhealthy(stack: Stack) -> None:
+    """Since Python 3.12 a connection begins its next request without a turn of the loop."""
+    with attacked(stack.port, pipeline, 20):
+        until(lambda: "'/nothing' 404" in stack.logs("app"), "under attack")
+        end = time.monotonic() + 12  # two probes
+        while time.monotonic() < end:
+            assert get(stack.port, "/health", 0.5) == (200, "healthy\n")
+            assert stack.inspect("app")["State"]["Health"]["FailingStreak"] == 0
+
+
+def test_restart_keeps_the_accounts(stack: Stack) -> None:
+    stack.sql("UPDATE accounts SET name = 'edited' WHERE id = 1; DELETE FROM accounts WHERE id = 2")
+    accounts = stack.page()["accounts"]
+    stack.compose("restart")
+    until(lambda: stack.get()[0] == 200, "answering")
+    assert stack.page()["accounts"] == accounts
+
+
+def test_down_keeps_the_accounts_and_the_passwords(stack: Stack) -> None:
+    accounts = stack.page()["accounts"]
+    passwords = stack.passwords()
+    stack.compose("down")
+    stack.up()
+    assert stack.page()["accounts"] == accounts
+    assert stack.passwords() == passwords
+    assert stack.logs("seeder").endswith("accounts has rows already: nothing to do\n")
+
+
+def test_rotated_passwords_need_no_restart(stack: Stack) -> None:
+    old = stack.passwords()
+    started = stack.started()
+    stack.exec("db", "users.sh", "rotate")
+
+    login = ("mysql", "-h127.0.0.1", "-uapp", f"-p{old[0]}", "cct")
+    with pytest.raises(AssertionError, match="Access denied"):
+        stack.exec("db", *login)
+    stack.end_app_connections()
+    assert stack.get("/ready") == (200, "ready\n")
+    stack.up()  # the seeder logs in with its new password
+    assert stack.started() == started
+    assert stack.passwords()[0] != old[0]
+    assert stack.passwords()[2] != old[2]
+
+
+def test_each_step_of_a_rotation_leaves_a_good_password(stack: Stack) -> None:
+    """After each command of `rotate`, the user logs in with the password of the file."""
+    login = "mysql -h 127.0.0.1 -u $user -e 'SELECT 1' cct"
+    check = f"for user in app seeder; do MYSQL_PWD=$(cat /run/secrets/$user/password) {login}; done"
+    steps = f'as-root.sh() {{ command as-root.sh "$@" && {check}; }}; export -f as-root.sh'
+    stack.exec("db", "bash", "-ec", f"{steps}; bash -x /usr/local/bin/users.sh rotate")
+
+
+def test_missing_column_is_named_and_repaired(stack: Stack) -> None:
+    """As when a newer version expects a column that the table of an older one lacks."""
+    stack.sql("ALTER TABLE accounts DROP COLUMN email")
+    stack.up()
+    reason = "missing column: Unknown column 'email' in 'field list'\n"
+    assert stack.get("/ready") == (503, f"not ready: {reason}")
+    assert f"accounts cannot be read: {reason}" in stack.logs("app")
+
+    stack.sql("ALTER TABLE accounts ADD COLUMN email VARCHAR(254) NOT NULL DEFAULT ''")
+    assert len(stack.page()["accounts"]) == 50
+
+
+@contextmanager
+def watched(stack: Stack) -> Iterator[list[str]]:
+    """Give a context in which `docker compose watch` runs, and what it has printed after that."""
+    printed: list[str] = []
+    command = ["docker", "compose", "watch", "--no-up"]
+    with subprocess.Popen(
+        command, cwd=stack.folder, env=stack.env, stdout=subprocess.PIPE, text=True
+    ) as watch:
+        assert watch.stdout
+        try:
+            assert "Watch enabled" in watch.stdout.readline()
+            yield printed
+        finally:
+            watch.terminate()
+            printed += watch.stdout.readlines()
+
+
+def test_watch_shows_an_edited_page(stack: Stack) -> None:
+    page = stack.folder / "page" / "page.html"
+    original = page.read_text()
+    with watched(stack):
+        page.write_text(original.replace("<h1>", "<h1>Edited "))
+        until(lambda: "<h1>Edited " in stack.get()[1], "shown")
+    page.write_text(original)
+    stack.up()
+
+
+def clone_as_on_windows(source: Path, folder: Path) -> None:
+    """Make a repository of a folder, and clone it with the line ends that Git has on Windows."""
+    git = ("git", "-c", "user.name=x", "-c", "user.email=x")
+    for command in ("init -q .", "add .", "commit -qm x"):
+        subprocess.run([*git, *command.split()], cwd=source, check=True)
+    clone = ("clone", "-q", "-c", "core.autocrlf=true", ".", folder)
+    subprocess.run([*git, *clone], cwd=source, check=True)
+
+
+def test_second_copy_lives_beside_the_first(stack: Stack, tmp_path: Path) -> None:
+    clone_as_on_windows(stack.folder, tmp_path / "clone")
+    with running_stack(tmp_path / "cct", tmp_path / "clone") as second:
+        second.sql("UPDATE accounts SET name = 'second' WHERE id = 1")
+        assert second.page()["accounts"][0]["name"] == "second"
+        assert stack.page()["accounts"][0]["name"] != "second"
+        for image, other in zip(stack.images(), second.images(), strict=True):
+            assert image != other
+
+        stack.compose("stop", "autoheal")
+        stack.get("/make-unhealthy")
+        until(lambda: stack.health() == "unhealthy", "unhealthy")
+        started = second.started()
+        second.get("/make-unhealthy")
+        until(lambda: second.started() != started, "healed by its own healer")
+        assert stack.health() == "unhealthy"  # the other's healer leaves it alone
+        stack.compose("start", "autoheal")
+        until(lambda: stack.health() == "healthy", "healed")
+    assert len(stack.page()["accounts"]) == 50
+
+
+def gateway() -> str:
+    """Return the address of this machine in the engine's default network."""
+    bridge = json.loads(docker("network", "inspect", "bridge"))[0]
+    return str(bridge["IPAM"]["Config"][0]["Gateway"])
+
+
+def test_database_elsewhere_is_used(stack: Stack, tmp_path: Path) -> None:
+    host = gateway()
+    port = str(free_port())
+    name = f"{stack.name}-elsewhere"
+    options = (f"--bind-address={host}", f"--port={port}", "--mysqlx=0")
+    passwords = tmp_path / "passwords"
+    passwords.mkdir()
+    settings = {"COMPOSE_FILE": EXTERNAL, "PASSWORDS": str(passwords)}
+    settings |= {"DB_HOST": host, "DB_PORT": port}
+    try:
+        start_mysql(name, f"{stack.name}-db", passwords, "--network=host", *options)
+        with running_stack(tmp_path / "cct", ROOT, **settings) as second:
+            assert len(second.page()["accounts"]) == 50
+            services = second.compose("ps", "-a", "--services").split()
+            assert services == ["app", "autoheal", "seeder"]
+    finally:
+        docker("rm", "-f", "-v", name)
+
+
+def test_database_elsewhere_must_be_named(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stack.env, "COMPOSE_FILE", EXTERNAL)
+    with pytest.raises(AssertionError, match="DB_HOST is missing a value: must name the host"):
+        stack.compose("config")
+
+
+def task_blocks(title: str) -> list[str]:
+    """Return the blocks of commands under a heading of docs/tasks.md."""
+    section = re.split(r"(?m)^#+ ", TASKS.read_text())
+    (text,) = [part for part in section if part.startswith(f"{title}\n")]
+    return re.findall(r"(?ms)^```sh\n(.*?)^```$", text)
+
+
+def test_backup_is_restored(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into a new stack, after a loss of rows, and after a loss of the table."""
+    backup, restore = task_blocks("Backup and restore")
+    rows = stack.sql("CHECKSUM TABLE accounts")
+    stack.shell(backup)
+    stack.compose("down", "-v")
+    monkeypatch.setitem(stack.env, "SEED_ACCOUNTS", "0")
+    stack.up()
+    for loss in ("DO 0", "DELETE FROM accounts WHERE id > 50", "DROP TABLE accounts"):
+        stack.sql(loss)
+        assert stack.sql("CHECKSUM TABLE accounts") != rows
+        stack.shell(restore)
+        assert stack.sql("CHECKSUM TABLE accounts") == rows
+
+
+def test_emptied_password_volume_is_named(stack: Stack) -> None:
+    password = stack.passwords()[0]
+    stack.compose("down")
+    volume = f"{stack.name}_app-password"
+    docker("volume", "rm", volume)
+    stack.compose("up", "-d", "db")
+    sentence = (
+        "The volume app-password is empty, but the data has that user's old password: "
+        "bring the volume back"
+    )
+    until(lambda: sentence in stack.logs("db"), "told")
+    until(lambda: stack.inspect("db")["RestartCount"] > 0, "refused")
+
+    bring_back = f"echo {password} >/volume/password; chmod 444 /volume/password"
+    docker("run", "--rm", f"--volume={volume}:/volume", "mysql:9.7", "sh", "-c", bring_back)
+    stack.up()
+    assert len(stack.page()["accounts"]) == 50
+
+
+def test_down_with_v_deletes_everything(stack: Stack) -> None:
+    stack.compose("down", "-v")
+    project = f"label=com.docker.compose.project={stack.name}"
+    assert docker("container", "ls", "-a", "-q", "--filter", project) == ""
+    assert docker("volume", "ls", "-q", "--filter", project) == ""
+    assert docker("network", "ls", "-q", "--filter", project) == ""
+    stack.up()

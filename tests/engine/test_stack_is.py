@@ -1,0 +1,167 @@
+"""What the running stack is: facts that can be asked in any order."""
+
+import json
+import re
+
+import pytest
+
+from tests.stack import Stack, docker
+from tools.waiting import until
+
+SERVICES = ("db", "seeder", "app", "autoheal")
+DB_POWER = 0xCB  # CHOWN, DAC_OVERRIDE, FOWNER, SETGID and SETUID
+CONNECT = (
+    "import socket; print(socket.create_connection(('{}', 3306), 3).recv(9) or exit('silent'))"
+)
+
+
+def run(stack: Stack, service: str, *command: str) -> str:
+    """Run a command in a new container of a service, in place of its own program."""
+    return stack.compose(
+        "run", "--rm", "--no-deps", "--entrypoint", command[0], service, *command[1:]
+    )
+
+
+def test_page_answers_as_soon_as_up_returns(stack: Stack) -> None:
+    page = stack.page()
+    assert len(page["accounts"]) == 50
+    assert page["container"] == stack.inspect("app")["Id"][:12]
+
+
+def test_log_of_app_has_pages_but_no_successful_probe(stack: Stack) -> None:
+    stack.page()
+    until(lambda: "'/' 200" in stack.logs("app"), "logged")
+    assert "'/health' 200" not in stack.logs("app")
+
+
+def test_log_of_the_seeder_says_what_it_did(stack: Stack) -> None:
+    assert "inserted 100 accounts" in stack.logs("seeder")
+
+
+def test_only_the_page_is_published_to_this_machine(stack: Stack) -> None:
+    ports = {service: stack.inspect(service)["HostConfig"]["PortBindings"] for service in SERVICES}
+    page = {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(stack.port)}]}
+    assert ports == {"db": {}, "seeder": {}, "app": page, "autoheal": {}}
+
+
+def test_each_service_is_on_its_networks_alone(stack: Stack) -> None:
+    networks = {
+        service: set(stack.inspect(service)["NetworkSettings"]["Networks"]) for service in SERVICES
+    }
+    database = f"{stack.name}_database"
+    web = f"{stack.name}_web"
+    assert networks == {
+        "db": {database},
+        "seeder": {database},
+        "app": {database, web},
+        "autoheal": {"none"},
+    }
+    assert json.loads(docker("network", "inspect", database))[0]["Internal"] is True
+
+
+@pytest.mark.parametrize("network", ["web", "host"])
+def test_database_is_out_of_reach(stack: Stack, network: str) -> None:
+    """Neither the network `web` nor the host leads to it. The server can connect."""
+    networks = stack.inspect("db")["NetworkSettings"]["Networks"]
+    address = networks[f"{stack.name}_database"]["IPAddress"]
+    attempt = ("python", "-c", CONNECT.format(address))
+    source = network if network == "host" else f"{stack.name}_{network}"
+
+    with pytest.raises(AssertionError, match=r"timed out|unreachable|refused|silent"):
+        docker("run", "--rm", f"--network={source}", "python:3.14-slim", *attempt)
+    stack.exec("app", *attempt)
+
+
+@pytest.mark.parametrize("service", ["seeder", "app"])
+def test_service_reads_its_own_password_alone(stack: Stack, service: str) -> None:
+    files = run(stack, service, "find", "/run/secrets", "-type", "f")
+    assert files == f"/run/secrets/{service}/password\n"
+
+
+def test_passwords_are_long_and_different(stack: Stack) -> None:
+    passwords = stack.passwords()
+    assert len(set(passwords)) == 3
+    for password in passwords:
+        assert len(password) >= 40
+
+
+def test_passwords_stand_nowhere_else(stack: Stack) -> None:
+    """No log, configuration, container, image or layer has one of them."""
+    containers = stack.compose("ps", "-aq").split()
+    images = stack.images()
+    text = stack.compose("logs")
+    text += stack.compose("config")
+    text += docker("inspect", *containers, *images)
+    for image in images:
+        text += docker("history", "--no-trunc", image)
+
+    for password in stack.passwords():
+        assert password not in text
+    assert not re.search(r'"\w*PASSWORD=', text)  # a password would stand in such a variable
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_service_has_no_more_power_than_it_needs(stack: Stack, service: str) -> None:
+    status = run(stack, service, "cat", "/proc/1/status")
+    power = DB_POWER if service == "db" else 0
+    assert re.search(rf"^CapBnd:\t{power:016x}$", status, re.MULTILINE)
+    assert re.search(r"^NoNewPrivs:\t1$", status, re.MULTILINE)
+    is_user_10001 = "Uid:\t10001\t10001\t10001\t10001" in status
+    assert is_user_10001 == (service in ("seeder", "app"))
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_service_cannot_write_into_its_own_files(stack: Stack, service: str) -> None:
+    with pytest.raises(AssertionError, match="Read-only file system"):
+        run(stack, service, "touch", "/x")
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_service_has_limits_and_a_log_that_rotates(stack: Stack, service: str) -> None:
+    host = stack.inspect(service)["HostConfig"]
+    assert host["Memory"] > 0
+    assert host["PidsLimit"] > 0
+    assert host["LogConfig"]["Type"] == "local"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_file_of_the_clone_is_mounted(stack: Stack, service: str) -> None:
+    mounts = stack.inspect(service)["Mounts"]
+    files = [mount["Source"] for mount in mounts if mount["Type"] == "bind"]
+    socket = stack.env.get("DOCKER_SOCKET", "/var/run/docker.sock")
+    assert files == ([socket] if service == "autoheal" else [])
+
+
+def test_root_logs_in_inside_db_alone(stack: Stack) -> None:
+    assert stack.sql("SELECT host FROM mysql.user WHERE user = 'root'") == "localhost\n"
+
+
+@pytest.mark.parametrize("statement", ["DELETE FROM accounts", "CREATE TABLE more (id INT)"])
+def test_server_can_only_read(stack: Stack, statement: str) -> None:
+    with pytest.raises(AssertionError, match="denied"):
+        stack.sql_as_app(statement)
+
+
+def test_proxy_takes_the_socket_from_the_healer(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(stack.env, "DOCKER_SOCKET", "/run/my.sock")
+    files = "docker-compose.yml:deploy/docker-compose.proxy.yml"
+    monkeypatch.setitem(stack.env, "COMPOSE_FILE", files)
+    services = json.loads(stack.compose("config", "--format", "json"))["services"]
+    healer = services["autoheal"]
+    proxy = services["docker-proxy"]
+
+    assert [volume["source"] for volume in healer["volumes"]] == ["filtered"]
+    assert [volume["source"] for volume in proxy["volumes"]] == ["/run/my.sock", "filtered"]
+    assert f"-proxysocketendpoint={healer['environment']['DOCKER_SOCK']}" in proxy["command"]
+    assert healer["network_mode"] == "none"
+    assert proxy["network_mode"] == "none"
+
+
+def test_healer_gets_the_socket_that_is_named(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(stack.env, "DOCKER_SOCKET", "/run/my.sock")
+    services = json.loads(stack.compose("config", "--format", "json"))["services"]
+    assert [volume["source"] for volume in services["autoheal"]["volumes"]] == ["/run/my.sock"]
