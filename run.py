@@ -24,7 +24,7 @@ log = logging.getLogger("cct")
 
 SHUTDOWN_TIMEOUT = 3.0  # seconds for requests in flight, and again after they are cancelled
 KEEP_ALIVE = 120.0  # seconds; proxies keep idle connections for less (nginx 60, Traefik 90)
-UNREAD_TIMEOUT = 7.0  # seconds; a client that takes nothing of its answer is cut off within two
+UNREAD_TIMEOUT = 7.0  # seconds; who takes nothing of an answer is cut off after 7 to 14
 LISTENERS = 16
 DESCRIPTORS = 8192
 
@@ -138,39 +138,43 @@ async def close_connections(connections: list[web.RequestHandler]) -> None:
 async def reset_unread_connections(runner: web.AppRunner) -> None:
     """Reset each connection whose client takes nothing of its answer for UNREAD_TIMEOUT.
 
-    A shorter TCP_USER_TIMEOUT would also cut off clients that read, but slowly: it is measured
-    while their window is too small for the next packet.
+    TCP_USER_TIMEOUT cannot do this: it also cuts off clients that read slowly into a small buffer.
     """
-    before: dict[web.RequestHandler, int] = {}  # bytes taken of answers that are not read whole
+    before: dict[web.RequestHandler, int] = {}
     while sys.platform == "linux":
         await asyncio.sleep(UNREAD_TIMEOUT)
-        now = {}
-        for connection in open_connections(runner):
-            taken, is_whole = count_taken(connection)
-            if is_whole:
-                continue
-            now[connection] = taken
-            if before.get(connection) == taken:
-                reset(connection)
-        before = now
+        try:
+            now = find_unread_connections(runner)
+            for connection, bytes_taken in now.items():
+                if bytes_taken == before.get(connection):
+                    reset(connection)
+            before = now
+        except Exception:
+            log.exception("connections cannot be reset")
 
 
-def count_taken(connection: web.RequestHandler) -> tuple[int, bool]:
-    """Return how many bytes the client has taken so far, and whether these are all."""
-    if connection.transport is None:
-        return 0, True
-    client = connection.transport.get_extra_info("socket")
-    info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)  # linux/tcp.h: tcp_info
-    (packets_under_way,) = struct.unpack_from("I", info, 24)
-    (bytes_taken,) = struct.unpack_from("Q", info, 120)
-    (bytes_not_sent,) = struct.unpack_from("I", info, 144)
-    return bytes_taken, packets_under_way == 0 and bytes_not_sent == 0
+def find_unread_connections(runner: web.AppRunner) -> dict[web.RequestHandler, int]:
+    """Return the connections with unread answers, and how many bytes each client has taken."""
+    unread = {}
+    for connection in open_connections(runner):
+        if connection.transport is None:  # closing
+            continue
+        client = connection.transport.get_extra_info("socket")
+        info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
+        # The places of tcpi_unacked, tcpi_bytes_acked and tcpi_notsent_bytes in linux/tcp.h.
+        (packets_under_way,) = struct.unpack_from("I", info, 24)
+        (bytes_taken,) = struct.unpack_from("Q", info, 120)
+        (bytes_not_sent,) = struct.unpack_from("I", info, 144)
+        if packets_under_way or bytes_not_sent:
+            unread[connection] = bytes_taken
+    return unread
 
 
 def reset(connection: web.RequestHandler) -> None:
-    """Close a connection and drop what its client has not taken."""
-    if connection.transport:
-        client = connection.transport.get_extra_info("socket")
-        no_linger = struct.pack("ii", 1, 0)  # without it, the kernel would keep the rest
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
-        connection.transport.abort()
+    """Close a connection, and drop what its client has not taken."""
+    if connection.transport is None:
+        return
+    client = connection.transport.get_extra_info("socket")
+    no_linger = struct.pack("ii", 1, 0)  # else the kernel would go on sending the rest
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
+    connection.transport.abort()

@@ -26,14 +26,10 @@ from aiohttp.typedefs import Handler
 
 from database import MAX_ID, Account, Database, Page, ReadError
 from run import run
-from settings import TIME_FORMAT, Settings
+from server_log import utc_time
+from settings import Settings
 
 log = logging.getLogger("cct")
-
-
-def now() -> str:
-    """Return the time in UTC, to the second."""
-    return time.strftime(TIME_FORMAT, time.gmtime())
 
 
 # The health flag: why the server is unhealthy, empty while it is healthy. Only a restart clears it.
@@ -42,7 +38,7 @@ failed_probes = 0  # probes that failed since the flag was set, for the page
 stopping = False  # since SIGTERM; /ready refuses, everything else still works
 
 CONTAINER = socket.gethostname()
-STARTED = now()
+STARTED = utc_time(int(time.time()))
 
 
 def csp_hash(text: str) -> str:
@@ -163,8 +159,6 @@ SENTENCES = {
     "no answer": "The database does not answer.",
     "busy": "Too many pages are asked for at once.",
 }
-
-
 MAX_WAITING = 8  # requests of one connection behind the one that is answered
 
 
@@ -277,7 +271,7 @@ async def make_unhealthy(request: web.Request) -> web.Response:
         return text("/make-unhealthy does not take requests from other sites.", 403)
     if not unhealthy_reason:
         cause = f"{request.method} /make-unhealthy from {request.remote}"
-        unhealthy_reason = f"unhealthy since {now()}: {cause}"
+        unhealthy_reason = f"unhealthy since {utc_time(int(time.time()))}: {cause}"
         log.warning("made unhealthy by %s", cause)
     if request.method == "POST" and "text/html" in request.headers.get("Accept", ""):
         return text(unhealthy_reason, 303, Location="/")  # the form, without JavaScript

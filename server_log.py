@@ -73,11 +73,9 @@ class LogWriter(logging.Handler):
         lines = [self.waiting.popleft() for _ in range(len(self.waiting))]
         try:
             if self.lost:
-                write(
-                    f"\n{format_time(int(time.time()))} {self.lost} lines of this log were lost\n"
-                )
+                write(f"\n{utc_time(int(time.time()))} {self.lost} lines of this log were lost\n")
                 self.lost = 0
-            write("".join(f"{format_time(int(moment))} {line}\n" for moment, line in lines))
+            write("".join(f"{utc_time(int(moment))} {line}\n" for moment, line in lines))
         except OSError:  # a full disk, for one
             self.lost += len(lines)
 
@@ -102,9 +100,9 @@ def is_no_malformed_request(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
-@lru_cache(maxsize=2)
-def format_time(seconds: int) -> str:
-    """Return a time as text in UTC."""
+@lru_cache(maxsize=1)  # many lines have the same second
+def utc_time(seconds: int) -> str:
+    """Return a time of time.time() as text in UTC."""
     return time.strftime(TIME_FORMAT, time.gmtime(seconds))
 
 

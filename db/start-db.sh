@@ -7,7 +7,7 @@ complete=$data/cct-first-start-complete # users.sh makes this file
 
 has_tables() { # other than MySQL's own
   [ -n "$(find "$data" -mindepth 2 -type f -not -path "$data/mysql/*" -not -path "$data/sys/*" \
-    -not -path "$data/performance_schema/*" -not -path "$data/#*" -print -quit)" ]
+    -not -path "$data/performance_schema/*" -not -path "$data/#*" -print -quit 2>/dev/null)" ]
 }
 
 # Data with tables, but without the file, comes from an older version of cct.
@@ -19,10 +19,10 @@ if [ -e "$complete" ] || has_tables; then
       exit 1
     fi
   done
-elif [ -n "$(find "$data" -mindepth 1 -type f -print -quit)" ]; then
+elif [ -n "$(find "$data" -maxdepth 1 -type f -print -quit)" ]; then
   # MySQL never completes such data. Nobody could log in yet, so nothing is lost.
   echo "The first start of the database was cut off. There is nothing in it yet: it begins again."
-  find "$data" -mindepth 1 -not -name lost+found -delete
+  find "$data" -mindepth 1 -maxdepth 1 -not -name lost+found -exec rm -r {} +
 fi
 
 users.sh passwords

@@ -37,13 +37,15 @@ make_missing_passwords() {
 
 rotate_password() { # USER
   file=$(password_file "$1")
-  if ! make_password "$file.new" 2>/dev/null; then
+  # Check first that the file can be replaced. A link fails if the file is mounted by itself.
+  if ! { make_password "$file.new" && ln -f "$file" "$file.old"; } 2>/dev/null; then
     echo "$file cannot be replaced here. Rotate as docs/swarm.md or docs/kubernetes.md says." >&2
     exit 1
   fi
   # The old password works until the file holds the new one.
   as-root.sh mysql <<<"ALTER USER $1 IDENTIFIED BY '$(cat "$file.new")' RETAIN CURRENT PASSWORD"
   mv "$file.new" "$file"
+  rm "$file.old"
   as-root.sh mysql <<<"ALTER USER $1 DISCARD OLD PASSWORD"
 }
 

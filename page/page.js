@@ -53,7 +53,7 @@ async function poll() {
   if (button) button.disabled = true
   while (heal !== null && !document.hidden) {
     const page = await fetchPage()
-    if (!isLeaving) followHeal(page)
+    followHeal(page)
     await sleep(PAUSE)
   }
   isWatched = false
@@ -78,7 +78,7 @@ function sleep(milliseconds) {
 
 function followHeal(page) {
   if (page === null) {
-    addStep(heal.probes < 3 ? "no answer" : "restarting (no answer)")
+    addNoAnswer()
   } else if (page.error) {
     addStep(page.error)
   } else if (page.healthy) {
@@ -96,6 +96,11 @@ function updateFacts(page) {
   started.textContent = page.started
   health.textContent = page.health
   health.className = page.healthy ? "healthy" : "unhealthy"
+}
+
+function addNoAnswer() {
+  if (isLeaving) return
+  addStep(heal.probes < 3 ? "no answer" : "restarting (no answer)")
 }
 
 function addProbes(failed) {
@@ -168,7 +173,7 @@ function isHeal(value) {
 form?.addEventListener("submit", pressButton)
 document.addEventListener("visibilitychange", poll)
 addEventListener("beforeunload", () => {
-  isLeaving = true // leaving ends the request that is under way: this is not "no answer"
+  isLeaving = true // some browsers end the request under way at once: this is not "no answer"
 })
 
 if (heal !== null) {

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.browser import open_page as open_page
+from tests.browser import open_page  # noqa: F401, a fixture
 
 Report = Callable[[str], None]
 

@@ -134,6 +134,20 @@ class Stack:
         """Run a command in a service's container."""
         return self.docker("exec", self.container(service), *command)
 
+    def on_host(self, service: str, command: str) -> None:
+        """Run a shell command about a service's first process, `$pid`, on the host.
+
+        The engine does not know of it, as of a process that the kernel ends.
+        """
+        pid = self.inspect(service)["State"]["Pid"]
+        run = ("run", "--rm", "--privileged", "--pid=host", "python:3.14-slim")
+        docker(*run, "sh", "-c", f"pid={pid}; {command}")
+
+    def in_server(self, command: str) -> None:
+        """Run a shell command about the server's process, `$pid`, in its container."""
+        child_of_init = "read pid </proc/1/task/1/children"
+        self.exec("app", "sh", "-c", f"{child_of_init}; {command}")
+
     def sql(self, statement: str, *options: str) -> str:
         """Execute a statement as root."""
         return self.exec("db", "as-root.sh", "mysql", "-Ne", statement, *options, "cct")

@@ -9,49 +9,66 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
-Attack = Callable[
-    [int], Coroutine[Any, Any, None]
-]  # what a client does, over and over again, to a port
+Attack = Callable[[int], Coroutine[Any, Any, None]]  # over one connection to a port
+
 HEAD = b"HTTP/1.1\r\nHost: localhost\r\n"
+NOTHING = b"GET /nothing " + HEAD + b"\r\n"
+
+
+async def send_without_pause(port: int) -> None:
+    """Send requests, and read no answer, until the server closes the connection."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    while True:
+        writer.write(NOTHING * 1000)
+        await writer.drain()
+
+
+async def leave_a_backlog(port: int) -> None:
+    """Send fifty thousand requests, read the answers, and do nothing more."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(NOTHING * 50_000)
+    writer.write_eof()
+    with suppress(OSError):
+        while await reader.read(1 << 20):
+            pass
+    await asyncio.Event().wait()
 
 
 async def pipeline(port: int) -> None:
-    """Send requests without a pause, and read the answers: ten thousand are always under way."""
+    """Send as many requests ahead as the server allows: nine."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    request = b"GET /nothing " + HEAD + b"\r\n"
-    writer.write(request * 10_000)
-    while answers := await reader.read(1 << 20):
-        writer.write(request * answers.count(b"HTTP/1.1 "))
-
-
-@cache
-def bomb() -> bytes:
-    """Return a gigabyte of zeros as a gzip of a megabyte."""
-    packer = zlib.compressobj(9, wbits=31)
-    head, block = (
-        packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2)
-    )
-    return head + 1023 * block + packer.flush()
+    while True:
+        writer.write(NOTHING * 9)
+        for _ in range(9):
+            await reader.readuntil(b"/ready.\n")
 
 
 async def send_bomb(port: int) -> None:
+    """Send a gigabyte of zeros as a gzip of a megabyte."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    body = bomb()
-    writer.write(
-        b"POST / "
-        + HEAD
-        + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
-        + body
-    )
+    body = make_bomb()
+    fields = b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+    writer.write(b"POST / " + HEAD + fields + body)
     await reader.read()
     writer.close()
+
+
+@cache
+def make_bomb() -> bytes:
+    """Return a gigabyte of zeros as a gzip."""
+    packer = zlib.compressobj(9, wbits=31)
+    megabyte = bytes(1 << 20)
+    first = packer.compress(megabyte) + packer.flush(zlib.Z_FULL_FLUSH)
+    other = packer.compress(megabyte) + packer.flush(zlib.Z_FULL_FLUSH)
+    return first + 1023 * other + packer.flush()
 
 
 async def ask_for_random_pages(port: int) -> None:
     """Ask for a random page, and for the next as soon as it has come."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while True:
-        writer.write(b"GET /?after=%d " % random.randrange(1 << 62) + HEAD + b"\r\n")
+        after = random.randrange(1 << 62)
+        writer.write(b"GET /?after=%d " % after + HEAD + b"\r\n")
         await reader.readuntil(b"</html>\n")
 
 
@@ -61,18 +78,6 @@ async def open_connections(port: int) -> None:
     while True:
         opened.append(await asyncio.open_connection("127.0.0.1", port))
         await asyncio.sleep(0.01)
-
-
-def run(attack: Attack, port: int, clients: int) -> None:
-    async def client() -> None:
-        while True:
-            with suppress(OSError, asyncio.IncompleteReadError):
-                await attack(port)
-
-    async def main() -> None:
-        await asyncio.gather(*(client() for _ in range(clients)))
-
-    asyncio.run(main())
 
 
 @contextmanager
@@ -86,3 +91,20 @@ def attacked(port: int, attack: Attack, clients: int) -> Iterator[None]:
     finally:
         process.kill()
         process.join()
+
+
+def run(attack: Attack, port: int, clients: int) -> None:
+    """Attack a port for ever."""
+    asyncio.run(run_clients(attack, port, clients))
+
+
+async def run_clients(attack: Attack, port: int, clients: int) -> None:
+    """Attack a port with many clients at once."""
+    await asyncio.gather(*[repeat(attack, port) for _ in range(clients)])
+
+
+async def repeat(attack: Attack, port: int) -> None:
+    """Attack a port, over a new connection after each that the server has closed."""
+    while True:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            await attack(port)

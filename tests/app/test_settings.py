@@ -105,13 +105,6 @@ def test_password_file_of_a_gigabyte_is_refused_quickly(tmp_path: Path) -> None:
     assert time.monotonic() - began < 0.5
 
 
-def test_pipe_as_password_file_is_refused(tmp_path: Path) -> None:
-    pipe = tmp_path / "password"
-    os.mkfifo(pipe)
-    reason = f"{pipe} is not a regular file"
-    assert password_file_message(pipe) == f"DB_PASSWORD_FILE cannot be read: {reason}."
-
-
 @pytest.mark.parametrize("kind", ["empty", "pipe", "gigabyte", "missing"])
 def test_password_file_that_goes_bad_is_a_503_in_time(
     database: PrivateDatabase, start_server: StartServer, tmp_path: Path, kind: str

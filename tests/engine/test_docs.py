@@ -1,22 +1,26 @@
-"""README.md and docs/ are true: each command that can run here runs as it is printed, and says what is printed."""
+"""The documents are true: each command runs as it is printed, and prints what is printed."""
 
 import os
 import re
 import shutil
 import socket
 import subprocess
-from dataclasses import fields
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from settings import Settings
-from tests.docker import docker, require_engine
-from tests.helpers import ROOT
+from tests.engine.documents import BLOCK
+from tests.stack import NOT_COPIED, docker, require_engine
+from tools import ROOT
 
 DOCS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+EXECUTED = ["README.md", "docs/tour.md", "docs/tasks.md"]
 PROJECTS = ("cct", "cct2")
-BLOCK = re.compile(r"^```(console|sh|sh example)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PORTS = (5000, 5001)
+
+COMMAND = re.compile(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)  # and what it prints
 MAY_DIFFER = {
     r"\d{4}-\d\d-\d\d[ T][\d:.]+( UTC|Z)|\d\d-\d\d-\d{4} [\d:]+": "<date>",
     r"\b[0-9a-f]{12}\b": "<id>",
@@ -25,11 +29,24 @@ MAY_DIFFER = {
 }
 
 
+def commands_of(kind: str, text: str) -> list[tuple[str, str]]:
+    """Return the commands of a block, each with what it prints; a shell block is one command."""
+    if kind == "console":
+        return COMMAND.findall(text)
+    return [(text, "")]
+
+
 def run(script: str, folder: Path) -> str:
     """Run commands of a document and return what they print; `watch` runs its command once."""
-    command = ["bash", "-c", f'set -euo pipefail; watch() {{ shift 2; sh -c "$*"; }}\n{script}']
+    watch = 'watch() { shift 2; sh -c "$*"; }'
     done = subprocess.run(
-        command, cwd=folder, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        ["bash", "-c", f"set -euo pipefail; {watch}\n{script}"],
+        cwd=folder,
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=600,
     )
     assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
     return done.stdout
@@ -43,63 +60,100 @@ def comparable(output: str) -> str:
 
 
 def require_free_names() -> None:
-    """Skip the test where its containers, volumes or ports would be somebody's; fail it where REQUIRE_DOCKER=1."""
+    """Skip the test if its ports or projects are in use; fail it if REQUIRE_DOCKER=1."""
     try:
-        for port in (5000, 5001):
+        for port in PORTS:
             socket.create_server(("127.0.0.1", port)).close()
         for project in PROJECTS:
             assert not docker("compose", "--project-name", project, "ps", "--all", "--quiet")
             assert not docker("volume", "ls", "--quiet", "--filter", f"name=^{project}_")
     except (AssertionError, OSError):
         refuse = pytest.fail if os.environ.get("REQUIRE_DOCKER") == "1" else pytest.skip
-        refuse(
-            "needs ports 5000 and 5001, and no containers or volumes of the projects cct and cct2"
-        )
+        refuse("needs ports 5000 and 5001, and no containers or volumes of cct and cct2")
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/tour.md"])
-def test_each_command_runs_and_says_what_is_printed(name: str, tmp_path: Path) -> None:
+@pytest.fixture
+def clone(tmp_path: Path) -> Iterator[Path]:
+    """Give a copy of the project; remove the stacks that a document starts there."""
     require_engine()
     require_free_names()
-    clone = shutil.copytree(
-        ROOT, tmp_path / "cct", ignore=shutil.ignore_patterns(".git", ".venv", "node_modules")
-    )
+    folder = tmp_path / "cct"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*NOT_COPIED))
     try:
-        for kind, text in BLOCK.findall((ROOT / name).read_text()):
-            if kind == "sh":
-                run(text, clone)
-            elif kind == "console":
-                for command, printed in re.findall(
-                    r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE
-                ):
-                    assert comparable(run(command, clone)) == comparable(printed), command
+        yield folder
     finally:
         for project in PROJECTS:
-            docker("compose", "--project-name", project, "down", "-v", cwd=clone)
+            docker("compose", "--project-name", project, "down", "-v", cwd=folder)
+
+
+@pytest.mark.parametrize("name", EXECUTED)
+def test_each_command_prints_what_is_printed(name: str, clone: Path) -> None:
+    for kind, text in BLOCK.findall((ROOT / name).read_text()):
+        if kind == "sh example":
+            continue
+        for command, printed in commands_of(kind, text):
+            output = run(command, clone)
+            if kind == "console":
+                assert comparable(output) == comparable(printed), command
 
 
 @pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.name)
-def test_each_command_is_valid_and_each_link_and_each_test_exists(doc: Path) -> None:
-    text = doc.read_text()
-    for kind, commands in BLOCK.findall(text):
-        script = "\n".join(re.findall(r"(?m)^\$ (.+)", commands)) if kind == "console" else commands
-        subprocess.run(["bash", "-n"], input=script, check=True, text=True)
-    for link in re.findall(r"\]\(([^)#]+)", text):
-        assert "://" in link or (doc.parent / link).exists(), link
-    for file, test in re.findall(r"`(test_\w+\.py)::(test_\w+)`", text):
-        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), test
+def test_each_command_is_valid(doc: Path) -> None:
+    for kind, text in BLOCK.findall(doc.read_text()):
+        for command, _ in commands_of(kind, text):
+            subprocess.run(["bash", "-n"], input=command, check=True, text=True)
 
 
-def test_readme_is_short_and_names_each_setting_its_default_and_each_test_that_needs_an_engine() -> (
-    None
-):
-    text = DOCS[0].read_text()
-    assert len(text.split()) <= 1400
-    for field in fields(Settings):
-        default = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
-        row = rf"(?m)^\| .*`{field.name.upper()}`.* \| .*{re.escape(f'`{default}`') if default else ''}"
-        assert re.search(row, text), f"{field.name}: {default}"
-    need = {
-        f.name for f in ROOT.glob("tests/test_*.py") if "from tests.docker import" in f.read_text()
-    }
-    assert set(re.findall(r"`(test_\w+\.py)`", text)) == need
+def anchors(doc: Path) -> set[str]:
+    """Return the anchors that a document's headings have on GitHub."""
+    headings = re.findall(r"(?m)^#+ (.+)$", doc.read_text())
+    words = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {word.replace(" ", "-") for word in words}
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.name)
+def test_each_link_exists(doc: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", doc.read_text()):
+        if "://" in link:
+            continue
+        file, _, anchor = link.partition("#")
+        target = doc.parent / file if file else doc
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_each_link_in_a_program_exists() -> None:
+    """The healer's message names a place in docs/tasks.md, for one."""
+    for program in [*ROOT.glob("*.yml"), *ROOT.glob("*.py"), *ROOT.glob("d*/*.*")]:
+        if program.suffix == ".png":
+            continue
+        for file, anchor in re.findall(r"\b(docs/\w+\.md)#([\w-]+)", program.read_text()):
+            assert anchor in anchors(ROOT / file), f"{program.name}: {file}#{anchor}"
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.name)
+def test_each_named_test_exists(doc: Path) -> None:
+    for file, name in re.findall(r"`([\w/]+\.py)::(\w+)`", doc.read_text()):
+        path = ROOT / "tests" / file.removeprefix("tests/")
+        assert path.exists(), file
+        assert f"def {name}(" in path.read_text(), f"{file}::{name}"
+
+
+def test_each_promise_in_a_table_names_its_test() -> None:
+    lines = (ROOT / "docs" / "promises.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ") and not line.endswith("| test |")]
+    assert rows
+    for row in rows:
+        assert re.search(r"`[\w/]+\.py::test_\w+` \|$", row), row
+
+
+def test_readme_names_each_setting_and_its_default() -> None:
+    readme = (ROOT / "README.md").read_text()
+    defaults = vars(Settings({"DB_USER": "x", "DB_PASSWORD": "x"}))
+    defaults |= {"db_user": "", "db_password": ""}
+    for name, default in defaults.items():
+        row = re.search(rf"(?m)^\| .*`{name.upper()}`.* \|.*$", readme)
+        assert row, name
+        value = f"{default:g}" if isinstance(default, float) else str(default)
+        assert value == "" or f"`{value}`" in row.group(), f"{name}: {value}"

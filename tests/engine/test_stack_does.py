@@ -1,7 +1,6 @@
 """What the running stack does. A test repairs what it changes, so their order does not matter."""
 
 import json
-import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import pytest
 
 from tests.app.attacks import attacked, pipeline
 from tests.conftest import Report
+from tests.engine.documents import task
 from tests.stack import Stack, docker, running_stack, start_mysql
 from tools import ROOT
 from tools.waiting import free_port, get, until
@@ -19,7 +19,6 @@ from tools.waiting import free_port, get, until
 START_PERIOD = 5  # seconds, in the Dockerfile
 THREE_PROBES = 15
 RESTART = 3
-TASKS = ROOT / "docs" / "tasks.md"
 EXTERNAL = "docker-compose.yml:deploy/docker-compose.external.yml"
 
 
@@ -56,7 +55,7 @@ def test_flag_right_after_the_start_is_healed(stack: Stack) -> None:
 def test_pipelining_does_not_make_app_unhealthy(stack: Stack) -> None:
     """Since Python 3.12 a connection begins its next request without a turn of the loop."""
     with attacked(stack.port, pipeline, 20):
-        until(lambda: "'/nothing' 404" in stack.logs("app"), "under attack")
+        until(lambda: "GET '/nothing'" in stack.logs("app"), "under attack")
         end = time.monotonic() + 12  # two probes
         while time.monotonic() < end:
             assert get(stack.port, "/health", 0.5) == (200, "healthy\n")
@@ -205,25 +204,17 @@ def test_database_elsewhere_must_be_named(stack: Stack, monkeypatch: pytest.Monk
         stack.compose("config")
 
 
-def task_blocks(title: str) -> list[str]:
-    """Return the blocks of commands under a heading of docs/tasks.md."""
-    section = re.split(r"(?m)^#+ ", TASKS.read_text())
-    (text,) = [part for part in section if part.startswith(f"{title}\n")]
-    return re.findall(r"(?ms)^```sh\n(.*?)^```$", text)
-
-
 def test_backup_is_restored(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """Into a new stack, after a loss of rows, and after a loss of the table."""
-    backup, restore = task_blocks("Backup and restore")
     rows = stack.sql("CHECKSUM TABLE accounts")
-    stack.shell(backup)
+    stack.shell(task("Backup"))
     stack.compose("down", "-v")
     monkeypatch.setitem(stack.env, "SEED_ACCOUNTS", "0")
     stack.up()
     for loss in ("DO 0", "DELETE FROM accounts WHERE id > 50", "DROP TABLE accounts"):
         stack.sql(loss)
         assert stack.sql("CHECKSUM TABLE accounts") != rows
-        stack.shell(restore)
+        stack.shell(task("Restore"))
         assert stack.sql("CHECKSUM TABLE accounts") == rows
 
 

@@ -1,0 +1,18 @@
+"""Commands in README.md and docs/."""
+
+import re
+
+from tools import ROOT
+
+# A block of commands. `sh example` is not run: its commands do not end, or need what is not here.
+BLOCK = re.compile(r"^```(console|sh|sh example)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def task(title: str) -> str:
+    """Return the commands of a task of docs/tasks.md."""
+    text = (ROOT / "docs" / "tasks.md").read_text()
+    _, _, rest = text.partition(f"# {title}\n")
+    section, _, _ = rest.partition("\n#")
+    commands = "".join(commands for _, commands in BLOCK.findall(section))
+    assert commands, f"docs/tasks.md has no task {title!r}"
+    return commands

@@ -1,0 +1,83 @@
+"""A machine of the tests' own: a container in which an engine runs, and can be restarted."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.stack import Stack, docker
+from tools.waiting import free_port, until
+
+OTHER_IMAGES = ("willfarrell/autoheal:1.2.0", "python:3.14-slim")
+# Users of containers are others on the machine: root becomes 100000.
+MAP_USERS = "for file in /etc/subuid /etc/subgid; do echo root:100000:65536 >$file; done"
+
+
+class Machine(Stack):
+    """A stack on a machine of its own. Its images are made here, and then loaded there."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        api = free_port()
+        self.here = self.env
+        self.there = {"DOCKER_HOST": f"tcp://127.0.0.1:{api}", "APP_ADDRESS": "0.0.0.0"}
+        self.env = self.here | self.there
+        self.ports = (
+            f"--publish=127.0.0.1:{api}:2375",
+            f"--publish=127.0.0.1:{self.port}:{self.port}",
+        )
+
+    def create(self) -> None:
+        """Make the images and the machine, without an engine."""
+        docker("compose", "build", cwd=self.folder, env=self.here)
+        docker("save", "--output", f"{self.folder}/images.tar", *self.images(), *OTHER_IMAGES)
+        run = ("run", "--detach", "--init", "--privileged", "--env=DOCKER_TLS_CERTDIR=")
+        sleep = ("--entrypoint=sleep", "docker:28-dind", "infinity")
+        docker(*run, f"--name={self.name}", f"--hostname={self.name}", *self.ports, *sleep)
+        self.on_machine(MAP_USERS)
+
+    def remove(self) -> None:
+        """Remove the machine and the images."""
+        docker("rm", "-f", "-v", self.name)
+        docker("compose", "down", "--rmi", "local", cwd=self.folder, env=self.here)
+
+    def on_machine(self, command: str) -> str:
+        """Run a shell command on the machine."""
+        return docker("exec", self.name, "sh", "-c", command)
+
+    def start_engine(self, *options: str) -> None:
+        """Start the engine, and wait until it answers; load the images if it has none."""
+        docker("exec", "--detach", self.name, "dockerd-entrypoint.sh", *options)
+        until(self.has_engine, "an engine")
+        if not self.docker("images", "--quiet"):
+            self.docker("load", "--input", f"{self.folder}/images.tar")
+
+    def has_engine(self) -> bool:
+        """Return whether the engine answers."""
+        try:
+            self.docker("info")
+        except AssertionError:
+            return False
+        return True
+
+    def stop_engine(self) -> None:
+        """Stop the engine in order, if it runs."""
+        stop = (
+            "pid=$(cat /var/run/docker.pid) && kill $pid && while kill -0 $pid; do sleep 0.1; done"
+        )
+        self.on_machine(f"{stop} 2>/dev/null || true")
+
+    def lose_power(self) -> None:
+        """End everything on the machine at once, and start the machine without an engine."""
+        docker("kill", self.name)
+        docker("start", self.name)
+
+
+@contextmanager
+def running_machine(folder: Path) -> Iterator[Machine]:
+    """Give a machine without an engine, and leave nothing of it behind."""
+    machine = Machine(folder)
+    try:
+        machine.create()
+        yield machine
+    finally:
+        machine.remove()

@@ -1,0 +1,129 @@
+"""The healer and its engine: when it heals, and what it says if it cannot."""
+
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Report
+from tests.engine.documents import task
+from tests.engine.machine import Machine
+from tests.stack import Stack, running_stack
+from tools import ROOT
+from tools.waiting import until
+
+PAUSE = 5  # seconds in which the healer looks five times
+NOSOCKET = "docker-compose.yml:deploy/docker-compose.nosocket.yml"
+
+
+def heal(stack: Stack) -> float:
+    """Set the flag and wait until the server is healthy; return the seconds that this took."""
+    started = stack.started()
+    began = time.monotonic()
+    assert stack.get("/make-unhealthy")[0] == 200
+    wait_for_heal(stack, started)
+    return time.monotonic() - began
+
+
+def wait_for_heal(stack: Stack, started: str) -> None:
+    """Wait until the server has another start time, and is healthy."""
+    until(lambda: stack.started() != started, "restarted")
+    until(lambda: stack.health() == "healthy", "healthy")
+
+
+def test_healer_survives_an_engine_with_live_restore(machine: Machine) -> None:
+    """The restarted engine has a new socket, and the containers have lived on."""
+    machine.start_engine("--live-restore")
+    machine.compose("up", "-d", "--wait")
+    started = machine.started()
+    machine.stop_engine()
+    machine.start_engine("--live-restore")
+    assert machine.started() == started
+    heal(machine)
+
+
+def test_healer_heals_in_an_engine_with_userns_remap(machine: Machine) -> None:
+    machine.start_engine("--userns-remap=root")
+    machine.compose("up", "-d", "--wait")
+    heal(machine)
+
+
+def test_healer_without_an_engine_says_so(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`up --wait` fails, and the log says what to read."""
+    dead = tmp_path / "dead.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(dead))  # nobody listens
+    monkeypatch.setitem(stack.env, "DOCKER_SOCKET", str(dead))
+    try:
+        with pytest.raises(AssertionError, match=r"autoheal-1 (is unhealthy|exited)"):
+            stack.compose("up", "-d", "--wait")
+        sentence = r"The healer cannot reach the engine: see docs/tasks.md#[\w-]+\n"
+        assert re.search(sentence, stack.logs("autoheal"))
+    finally:
+        monkeypatch.undo()
+        stack.up()
+
+
+def test_healer_is_started_with_app(stack: Stack) -> None:
+    stack.compose("down")
+    stack.compose("up", "-d", "--wait", "app")
+    assert stack.inspect("autoheal")["State"]["Running"]
+
+
+def test_healer_that_is_stopped_first_lets_app_stop(stack: Stack) -> None:
+    """As docs/tasks.md says: otherwise its restart may come after the stop."""
+    stop = task("Stop and start").partition("docker compose up")[0]
+    stack.get("/make-unhealthy")
+    until(lambda: stack.health() == "unhealthy", "unhealthy")
+    stack.shell(stop)
+    end = time.monotonic() + PAUSE
+    while time.monotonic() < end:
+        assert not stack.inspect("app")["State"]["Running"]
+    stack.up()
+
+
+@pytest.fixture(scope="module")
+def nosocket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Give a running stack without a healer."""
+    folder = tmp_path_factory.mktemp("nosocket") / "cct"
+    with running_stack(folder, ROOT, COMPOSE_FILE=NOSOCKET) as stack:
+        yield stack
+
+
+def test_nosocket_gives_no_container_the_socket(nosocket: Stack) -> None:
+    services = json.loads(nosocket.compose("config", "--format", "json"))["services"]
+    assert set(services) == {"db", "seeder", "app"}
+    assert "docker.sock" not in json.dumps(services)
+
+
+def test_nosocket_heals_the_flag(nosocket: Stack, report: Report) -> None:
+    before = nosocket.page()
+    report(f"healthy again after {heal(nosocket):.1f} s, without the socket")
+    assert nosocket.page()["accounts"] == before["accounts"]
+
+
+def test_nosocket_heals_a_server_that_hangs(nosocket: Stack, report: Report) -> None:
+    started = nosocket.started()
+    began = time.monotonic()
+    nosocket.in_server("kill -STOP $pid")
+    wait_for_heal(nosocket, started)
+    report(f"healthy again after {time.monotonic() - began:.1f} s, without the socket")
+    assert len(nosocket.page()["accounts"]) == 50
+
+
+def test_nosocket_restarts_nothing_without_the_database(nosocket: Stack) -> None:
+    started = nosocket.started()
+    nosocket.compose("stop", "db")
+    end = time.monotonic() + 25  # seconds; more than three probes take
+    while time.monotonic() < end:
+        assert nosocket.get("/health")[0] == 200
+        assert nosocket.get("/ready")[0] == 503
+    nosocket.compose("start", "db")
+    until(lambda: nosocket.get("/ready")[0] == 200, "ready")
+    assert nosocket.started() == started
