@@ -173,6 +173,9 @@ class Database:
             async with connection.cursor() as cursor:
                 await cursor.execute(QUERY, (after, PAGE_SIZE, after, PAGE_SIZE + 1))
                 return tuple(await cursor.fetchall())
+        except UnicodeDecodeError:
+            connection.close()  # it still holds the rest of the rows
+            raise
         finally:
             self.pool.release(connection)  # which drops the connection if the query was cut off
 

@@ -285,7 +285,12 @@ def is_foreign(request: web.Request) -> bool:
         return site not in ("same-origin", "none")
     # Over plain HTTP, browsers send Sec-Fetch-Site only to localhost.
     origin = request.headers.get("Origin") or request.headers.get("Referer")
-    return origin is not None and urlsplit(origin).netloc != request.host
+    if origin is None:
+        return False
+    try:
+        return urlsplit(origin).netloc != request.host
+    except ValueError:  # http://[::1
+        return True
 
 
 def make_app(settings: Settings) -> web.Application:

@@ -63,6 +63,12 @@ def start_mysql(container: str, image: str, passwords: Path, network: str, *opti
     docker(*run, "--env=MYSQL_DATABASE=cct", image, "mysqld", *options)
 
 
+def gateway() -> str:
+    """Return the address of this machine in the engine's default network."""
+    bridge = json.loads(docker("network", "inspect", "bridge"))[0]
+    return str(bridge["IPAM"]["Config"][0]["Gateway"])
+
+
 class Stack:
     """A copy of the project in a folder of its own, with a project name and a port of its own."""
 

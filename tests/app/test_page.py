@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -284,7 +285,7 @@ def test_other_container_that_answers_is_named(
     press(page)
     server.stop()
     other = "import server; server.CONTAINER = 'other'; server.main()"
-    start_server(PORT=str(server.port), program=("-c", other))
+    start_server(PORT=str(server.port), program=(sys.executable, "-c", other))
     told = re.compile(r"^container other answers after \d+\.\d s$")
     expect(page.get_by_role("listitem").last).to_have_text(told)
     expect(page.locator("#container")).to_have_text("other")

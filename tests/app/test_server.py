@@ -296,14 +296,6 @@ async def test_body_that_never_comes_is_refused_at_once(client: Client) -> None:
     assert answer.startswith("HTTP/1.1 413 ")
 
 
-async def test_full_url_without_a_path_is_the_page(client: Client) -> None:
-    """A client may send a full URL, as to a proxy."""
-    request = "GET http://localhost?after=50 HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    answer = await get_raw(client, request)
-    assert answer.startswith("HTTP/1.1 200 ")
-    assert "Accounts from id 51 to id 100" in answer
-
-
 ALLOWED = ["", "127.0.0.1", "127.0.0.1:5000", "10.0.0.7", "[::1]", "[::1]:80"]
 ALLOWED += ["localhost", "localhost:80", "localhost.", "LOCALHOST.:80", "Localhost"]
 ALLOWED += ["example.org", "example.org.", "EXAMPLE.ORG:80", "CCT.example.org:80"]

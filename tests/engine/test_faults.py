@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.conftest import Report
+from tests.engine.machine import Machine
 from tests.stack import Stack, docker, running_stack
 from tools.waiting import until
 
@@ -267,3 +268,36 @@ def test_full_disk_of_the_database(tmp_path: Path) -> None:
         assert len(stack.page()["accounts"]) == 50
         stack.exec("db", "rm", "/var/lib/mysql/filler")
         stack.sql("CREATE TABLE more (id INT)")
+
+
+def wait_until_all_is_back(machine: Machine, clients: Clients, report: Report) -> None:
+    """Wait for a page after the start of the engine, and until all services are sound."""
+    began = time.monotonic()
+    back = clients.wait_for(200, began)
+    report(f"back {back.ended - began:.1f} s after the start of the engine")
+    until(lambda: machine.health() == "healthy", "app healthy")
+    until(lambda: machine.health("db") == "healthy", "db healthy")
+    until(lambda: machine.health("autoheal") == "healthy", "autoheal healthy")
+
+
+def test_engine_stopped(machine: Machine, report: Report) -> None:
+    machine.start_engine()
+    machine.compose("up", "-d", "--wait")
+    started = machine.started()
+    with load(machine, 0, 503) as clients:
+        machine.stop_engine()
+        machine.start_engine()
+        wait_until_all_is_back(machine, clients, report)
+    assert machine.started() != started
+
+
+def test_engine_killed(machine: Machine, report: Report) -> None:
+    """As by a power cut: engine and containers end at once."""
+    machine.start_engine()
+    machine.compose("up", "-d", "--wait")
+    started = machine.started()
+    with load(machine, 0, 503) as clients:
+        machine.lose_power()
+        machine.start_engine()
+        wait_until_all_is_back(machine, clients, report)
+    assert machine.started() != started

@@ -1,6 +1,5 @@
 """What the running stack does. A test repairs what it changes, so their order does not matter."""
 
-import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 from tests.app.attacks import attacked, pipeline
 from tests.conftest import Report
 from tests.engine.documents import task
-from tests.stack import Stack, docker, running_stack, start_mysql
+from tests.stack import Stack, docker, gateway, running_stack, start_mysql
 from tools import ROOT
 from tools.waiting import free_port, get, until
 
@@ -171,12 +170,6 @@ def test_second_copy_lives_beside_the_first(stack: Stack, tmp_path: Path) -> Non
         stack.compose("start", "autoheal")
         until(lambda: stack.health() == "healthy", "healed")
     assert len(stack.page()["accounts"]) == 50
-
-
-def gateway() -> str:
-    """Return the address of this machine in the engine's default network."""
-    bridge = json.loads(docker("network", "inspect", "bridge"))[0]
-    return str(bridge["IPAM"]["Config"][0]["Gateway"])
 
 
 def test_database_elsewhere_is_used(stack: Stack, tmp_path: Path) -> None:
