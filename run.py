@@ -10,7 +10,6 @@ import os
 import resource
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Callable
 
@@ -24,7 +23,7 @@ log = logging.getLogger("cct")
 
 SHUTDOWN_TIMEOUT = 3.0  # seconds for requests in flight, and again after they are cancelled
 KEEP_ALIVE = 120.0  # seconds; proxies keep idle connections for less (nginx 60, Traefik 90)
-UNREAD_TIMEOUT = 7.0  # seconds; who takes nothing of an answer is cut off after 7 to 14
+UNREAD_TIMEOUT = 10.0  # seconds until a client that takes nothing of its answer is cut off
 LISTENERS = 16
 DESCRIPTORS = 8192
 
@@ -61,17 +60,13 @@ async def serve(app: web.Application, settings: Settings, on_stop: Callable[[], 
     runner = await start(app, settings)
     log.info("listening on %s:%d", settings.host, settings.port)
 
-    chores = [
-        asyncio.create_task(limit_connections(runner)),
-        asyncio.create_task(reset_unread_connections(runner)),
-    ]
+    limiter = asyncio.create_task(limit_connections(runner))
     await stop.wait()
 
     on_stop()
     log.info("stopping")
     await asyncio.sleep(settings.drain)
-    for chore in chores:
-        chore.cancel()
+    limiter.cancel()
     await runner.cleanup()
     log.info("stopped")
 
@@ -102,16 +97,10 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server((host, port), family=family, dualstack_ipv6=host == "::")
     except OSError as error:
         raise SystemExit(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
-    if sys.platform == "linux":
-        # Connections inherit this. It ends those that are closed here, and never read there.
-        milliseconds = int(KEEP_ALIVE * 1000)
+    if sys.platform == "linux":  # connections inherit this
+        milliseconds = int(UNREAD_TIMEOUT * 1000)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     return listener
-
-
-def open_connections(runner: web.AppRunner) -> list[web.RequestHandler]:
-    """Return the connections of the server, the oldest first."""
-    return runner.server.connections if runner.server else []
 
 
 async def limit_connections(runner: web.AppRunner) -> None:
@@ -119,7 +108,7 @@ async def limit_connections(runner: web.AppRunner) -> None:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
     while True:
         try:
-            connections = open_connections(runner)
+            connections = runner.server.connections if runner.server else []  # oldest first
             excess = max(len(connections) - most, 0)
             await close_connections(connections[:excess])
         except Exception:
@@ -133,48 +122,3 @@ async def close_connections(connections: list[web.RequestHandler]) -> None:
         connection.close()  # at once, if it is idle
     shutdowns = [connection.shutdown(SHUTDOWN_TIMEOUT) for connection in connections]
     await asyncio.gather(*shutdowns, return_exceptions=True)  # one may be lost meanwhile
-
-
-async def reset_unread_connections(runner: web.AppRunner) -> None:
-    """Reset each connection whose client takes nothing of its answer for UNREAD_TIMEOUT.
-
-    TCP_USER_TIMEOUT cannot do this: it also cuts off clients that read slowly into a small buffer.
-    """
-    before: dict[web.RequestHandler, int] = {}
-    while sys.platform == "linux":
-        await asyncio.sleep(UNREAD_TIMEOUT)
-        try:
-            now = find_unread_connections(runner)
-            for connection, bytes_taken in now.items():
-                if bytes_taken == before.get(connection):
-                    reset(connection)
-            before = now
-        except Exception:
-            log.exception("connections cannot be reset")
-
-
-def find_unread_connections(runner: web.AppRunner) -> dict[web.RequestHandler, int]:
-    """Return the connections with unread answers, and how many bytes each client has taken."""
-    unread = {}
-    for connection in open_connections(runner):
-        if connection.transport is None:  # closing
-            continue
-        client = connection.transport.get_extra_info("socket")
-        info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 148)
-        # The places of tcpi_unacked, tcpi_bytes_acked and tcpi_notsent_bytes in linux/tcp.h.
-        (packets_under_way,) = struct.unpack_from("I", info, 24)
-        (bytes_taken,) = struct.unpack_from("Q", info, 120)
-        (bytes_not_sent,) = struct.unpack_from("I", info, 144)
-        if packets_under_way or bytes_not_sent:
-            unread[connection] = bytes_taken
-    return unread
-
-
-def reset(connection: web.RequestHandler) -> None:
-    """Close a connection, and drop what its client has not taken."""
-    if connection.transport is None:
-        return
-    client = connection.transport.get_extra_info("socket")
-    no_linger = struct.pack("ii", 1, 0)  # else the kernel would go on sending the rest
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
-    connection.transport.abort()

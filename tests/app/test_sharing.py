@@ -9,7 +9,7 @@ from http.client import HTTPConnection
 import aiohttp
 import pytest
 
-from database import POOL_SIZE, QUERY, Database, Page
+from database import POOL_SIZE, QUERY, Database, Page, ReadError
 from settings import Settings
 from tests.app.conftest import ServerProcess
 from tools.private_database import PrivateDatabase
@@ -142,7 +142,7 @@ async def test_failed_query_fails_all_who_waited_for_it(
         late = ask(server, 3)
 
         begun = queries(database)
-        database.sql(f"KILL {begun.pop()}")  # its place goes to the query of `late`
+        database.sql(f"KILL {min(begun)}")  # its place goes to the query of `late`
         (shared,) = until(lambda: queries(database) - begun, "a query for the others")
         database.sql(f"KILL {shared}")
 
@@ -207,6 +207,17 @@ async def test_cancel_of_a_wait_leaves_nobody_waiting(database: PrivateDatabase)
         assert isinstance(await other, Page)
         turns += 1
     assert turns > 5
+    await reader.close()
+
+
+@pytest.mark.usefixtures("one_slot")
+async def test_wait_in_vain_leaves_nobody_waiting(database: PrivateDatabase) -> None:
+    reader = Database(Settings(database.env("app") | {"DB_TIMEOUT": "0.5"}))
+    async with locked_table(database):
+        requests = [reader.page(60), reader.page(0), reader.page(0)]  # the first has the slot
+        results = await asyncio.gather(*requests, return_exceptions=True)
+    assert [type(result) for result in results] == [ReadError] * 3
+    assert isinstance(await reader.page(0), Page)
     await reader.close()
 
 

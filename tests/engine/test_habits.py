@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,12 +45,10 @@ def test_database_comes_back_without_its_clone(stack: Stack, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def empty_stack(stack: Stack) -> Iterator[Stack]:
-    """Give the stack without containers and volumes; start it again after the test."""
+def empty_stack(stack: Stack) -> Stack:
+    """Give the stack without containers and volumes. The test starts it again."""
     stack.compose("down", "-v")
-    yield stack
-    stack.compose("down", "-v")
-    stack.up()
+    return stack
 
 
 @pytest.mark.parametrize("seconds", [0.3, 1, 2, 3, 4, 6])
@@ -167,7 +164,7 @@ def test_unreachable_database_elsewhere_fails_once(tmp_path: Path) -> None:
     """The seeder has tried for SEED_WAIT seconds; it does not begin again."""
     stack = external_stack(tmp_path, "127.0.0.2")
     try:
-        with pytest.raises(AssertionError, match="seeder.* didn.t complete successfully"):
+        with pytest.raises(AssertionError, match=r"seeder.* didn.t complete successfully"):
             stack.up()
         assert stack.logs("seeder").count("could not be seeded") == 1
     finally:
@@ -177,7 +174,7 @@ def test_unreachable_database_elsewhere_fails_once(tmp_path: Path) -> None:
 def test_localhost_as_database_is_explained(tmp_path: Path) -> None:
     stack = external_stack(tmp_path, "localhost")
     try:
-        with pytest.raises(AssertionError, match="seeder.* didn.t complete successfully"):
+        with pytest.raises(AssertionError, match=r"seeder.* didn.t complete successfully"):
             stack.up()
         assert "In a container, localhost is the container" in stack.logs("seeder")
     finally:

@@ -18,6 +18,7 @@ from tools.waiting import free_port, get, until
 START_PERIOD = 5  # seconds, in the Dockerfile
 THREE_PROBES = 15
 RESTART = 3
+SERVICES = "docker compose ps --all --services"
 EXTERNAL = "docker-compose.yml:deploy/docker-compose.external.yml"
 
 
@@ -117,19 +118,25 @@ def test_missing_column_is_named_and_repaired(stack: Stack) -> None:
 
 @contextmanager
 def watched(stack: Stack) -> Iterator[list[str]]:
-    """Give a context in which `docker compose watch` runs, and what it has printed after that."""
-    printed: list[str] = []
+    """Give a context in which `docker compose watch` runs; after it, the lines that it printed."""
+    lines: list[str] = []
     command = ["docker", "compose", "watch", "--no-up"]
     with subprocess.Popen(
-        command, cwd=stack.folder, env=stack.env, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=stack.folder,
+        env=stack.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as watch:
         assert watch.stdout
         try:
-            assert "Watch enabled" in watch.stdout.readline()
-            yield printed
+            while "Watch enabled" not in "".join(lines):
+                lines.append(watch.stdout.readline())
+            yield lines
         finally:
             watch.terminate()
-            printed += watch.stdout.readlines()
+            lines += watch.stdout.readlines()
 
 
 def test_watch_shows_an_edited_page(stack: Stack) -> None:
@@ -139,6 +146,23 @@ def test_watch_shows_an_edited_page(stack: Stack) -> None:
         page.write_text(original.replace("<h1>", "<h1>Edited "))
         until(lambda: "<h1>Edited " in stack.get()[1], "shown")
     page.write_text(original)
+    stack.up()
+
+
+def test_watch_ignores_what_is_in_no_image(stack: Stack) -> None:
+    """Documents, backups and Git's own files; a changed program follows, and alone counts."""
+    (stack.folder / ".git").mkdir(exist_ok=True)
+    program = stack.folder / "server.py"
+    original = program.read_text()
+    with watched(stack) as lines:
+        for name in ("README.md", "docs/tour.md", "backup.sql", "my.csv", ".git/index"):
+            with (stack.folder / name).open("a") as file:
+                file.write("changed\n")
+            time.sleep(1)  # watch collects changes for half a second
+        program.write_text(original.replace('text("ready")', 'text("ready now")'))
+        until(lambda: stack.get("/ready")[1] == "ready now\n", "shown")
+    assert len([line for line in lines if line.startswith("Rebuilding service")]) == 1
+    program.write_text(original)
     stack.up()
 
 
@@ -172,23 +196,31 @@ def test_second_copy_lives_beside_the_first(stack: Stack, tmp_path: Path) -> Non
     assert len(stack.page()["accounts"]) == 50
 
 
-def test_database_elsewhere_is_used(stack: Stack, tmp_path: Path) -> None:
+def test_database_elsewhere_is_used_and_left_again(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A running stack goes there with docs/tasks.md's commands, and comes back."""
+    accounts = stack.page()["accounts"]
     host = gateway()
     port = str(free_port())
     name = f"{stack.name}-elsewhere"
     options = (f"--bind-address={host}", f"--port={port}", "--mysqlx=0")
-    passwords = tmp_path / "passwords"
+    passwords = stack.folder / "passwords"
     passwords.mkdir()
-    settings = {"COMPOSE_FILE": EXTERNAL, "PASSWORDS": str(passwords)}
-    settings |= {"DB_HOST": host, "DB_PORT": port}
+    go = task("Use a database elsewhere").replace("mysql.example.com", host)
+    go = go.replace("3307", port).replace("verify-identity", "required")
+    monkeypatch.setitem(stack.env, "SEED_ACCOUNTS", "7")
     try:
         start_mysql(name, f"{stack.name}-db", passwords, "--network=host", *options)
-        with running_stack(tmp_path / "cct", ROOT, **settings) as second:
-            assert len(second.page()["accounts"]) == 50
-            services = second.compose("ps", "-a", "--services").split()
-            assert services == ["app", "autoheal", "seeder"]
+        stack.shell(go)
+        assert len(stack.page()["accounts"]) == 7
+        services = stack.shell(f"export COMPOSE_FILE={EXTERNAL} DB_HOST={host}; {SERVICES}")
+        assert services.split() == ["app", "autoheal", "seeder"]
+        stack.shell(f"export COMPOSE_FILE={EXTERNAL} DB_HOST={host}; docker compose down")
     finally:
         docker("rm", "-f", "-v", name)
+    stack.up()
+    assert stack.page()["accounts"] == accounts
 
 
 def test_database_elsewhere_must_be_named(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
