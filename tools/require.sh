@@ -30,7 +30,8 @@ case $1 in
     "$2" -c 'import ensurepip' 2>/dev/null || install python3-venv python "Python's venv"
     ;;
   database)
-    if ! command -v openssl >/dev/null || ! { command -v mysqld || command -v mariadbd; } >/dev/null; then
+    server=$(command -v mysqld || command -v mariadbd || true)
+    if [ -z "$server" ] || ! command -v openssl >/dev/null; then
       install "mariadb-client-core mariadb-server-core openssl" "mariadb openssl" \
         "openssl, or a MySQL or MariaDB server,"
     fi
