@@ -98,18 +98,27 @@ async def seed(settings: Settings) -> None:
             await seed_once(settings)
             return
         except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: a login without TLS
-            if settings.db_host == "localhost" and Path("/.dockerenv").exists():
-                hint = "set DB_HOST=host.docker.internal for a database on this machine"
-                raise SystemExit(f"In a container, localhost is the container: {hint}.") from None
+            refuse_own_container(settings)
             if time.monotonic() > deadline:
-                place = f"{settings.db_host}:{settings.db_port}"
-                message = f"The database at {place} could not be seeded"
-                limit = f"SEED_WAIT is {settings.seed_wait:g} s"
-                raise SystemExit(f"{message} ({limit}): {error!r}.") from None
+                raise SystemExit(explain_failure(settings, error)) from None
             if repr(error) != last_error:
                 last_error = repr(error)
                 log.info("cannot seed yet: %s", last_error)
         await asyncio.sleep(0.5)
+
+
+def refuse_own_container(settings: Settings) -> None:
+    """Exit with a message if DB_HOST names the seeder's own container."""
+    if settings.db_host == "localhost" and Path("/.dockerenv").exists():
+        hint = "set DB_HOST=host.docker.internal for a database on this machine"
+        raise SystemExit(f"In a container, localhost is the container: {hint}.")
+
+
+def explain_failure(settings: Settings, error: Exception) -> str:
+    """Return why the seeder gives up."""
+    database = f"The database at {settings.db_host}:{settings.db_port}"
+    limit = f"SEED_WAIT is {settings.seed_wait:g} s"
+    return f"{database} could not be seeded ({limit}): {error!r}."
 
 
 async def seed_once(settings: Settings) -> None:

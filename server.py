@@ -268,7 +268,9 @@ async def make_unhealthy(request: web.Request) -> web.Response:
     """Set the health flag."""
     global unhealthy_reason
     if is_foreign(request):
-        return text("/make-unhealthy does not take requests from other sites.", 403)
+        return text(
+            "/make-unhealthy takes no requests from other sites. A proxy must pass on Host.", 403
+        )
     if not unhealthy_reason:
         cause = f"{request.method} /make-unhealthy from {request.remote}"
         unhealthy_reason = f"unhealthy since {utc_time(int(time.time()))}: {cause}"

@@ -199,7 +199,7 @@ def test_button_behind_a_proxy_that_rewrites_host_says_why(
     page = open_page(server.port)
     page.route("/make-unhealthy", rewrite)
     page.get_by_role("button").click()
-    sentence = "/make-unhealthy does not take requests from other sites."
+    sentence = "/make-unhealthy takes no requests from other sites. A proxy must pass on Host."
     expect(page.get_by_role("listitem")).to_contain_text([sentence])
     expect(page.get_by_role("button")).to_be_enabled()
     assert server.get("/health") == (200, "healthy\n")

@@ -239,7 +239,10 @@ async def test_page_of_another_site_cannot_set_the_flag(
 ) -> None:
     response = await client.request(method, "/make-unhealthy", headers=headers)
     assert response.status == 403
-    assert await response.text() == "/make-unhealthy does not take requests from other sites.\n"
+    assert (
+        await response.text()
+        == "/make-unhealthy takes no requests from other sites. A proxy must pass on Host.\n"
+    )
     assert await get(client, "/health") == "healthy\n"
 
 

@@ -12,7 +12,6 @@ from tests.app.attacks import attacked, pipeline
 from tests.conftest import Report
 from tests.engine.documents import task
 from tests.stack import Stack, docker, gateway, running_stack, start_mysql
-from tools import ROOT
 from tools.waiting import free_port, get, until
 
 START_PERIOD = 5  # seconds, in the Dockerfile
