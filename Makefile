@@ -1,6 +1,5 @@
 .PHONY: help test check local cluster screenshots bench lock
 PYTHON ?= python3
-TESTS ?= tests
 RUN = .venv/bin/
 
 help: ## this list
@@ -8,7 +7,13 @@ help: ## this list
 
 test: .venv ## all tests, or a part of them: make test TESTS=tests/app
 	@tools/require.sh database
-	$(RUN)pytest --ignore=tests/platforms/test_cluster.py $(TESTS)
+ifdef TESTS
+	$(RUN)pytest $(TESTS)
+else
+	$(RUN)pytest tests/app
+	$(RUN)pytest $(SIDE_BY_SIDE) tests/engine tests/platforms
+endif
+SIDE_BY_SIDE = --numprocesses 2 --dist loadfile --ignore tests/platforms/test_cluster.py
 
 check: .venv ## format, lint, types, schemas
 	$(RUN)ruff format --check

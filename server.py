@@ -159,14 +159,15 @@ SENTENCES = {
     "no answer": "The database does not answer.",
     "busy": "Too many pages are asked for at once.",
 }
-MAX_WAITING = 8  # requests of one connection behind the one that is answered
+MAX_WAITING = 8  # requests that a connection may send ahead (pipelining)
 
 
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse what no handler should see, each with a sentence."""
     await asyncio.sleep(0)  # a turn for others: a client may send requests without a pause
-    if count_waiting(request) > MAX_WAITING:
+    # aiohttp has no public name for the requests that wait behind this one.
+    if len(request.protocol._messages) > MAX_WAITING:
         return refuse("Wait for answers before you send more requests.", 429)
     if not is_allowed(request.headers.get("Host", ""), request.app[SETTINGS].allowed_hosts):
         return text("The server is not known by this name: see ALLOWED_HOSTS.", 421)
@@ -180,14 +181,6 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         methods = sorted(error.allowed_methods)
         sentence = f"{request.method} is not allowed here, but {' and '.join(methods)}."
         return text(sentence, 405, Allow=", ".join(methods))
-
-
-def count_waiting(request: web.Request) -> int:
-    """Return how many requests of the same connection wait behind this one (pipelining).
-
-    aiohttp has no public name for its queue. tests/app/test_overload.py fails if the queue moves.
-    """
-    return len(request.protocol._messages)
 
 
 @lru_cache(maxsize=64)

@@ -1,7 +1,7 @@
-"""What all tests share: lines on the terminal, and a summary at the end of the run."""
+"""What all tests share: measured figures, and a summary at the end of the run."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -11,32 +11,39 @@ Report = Callable[[str], None]
 
 
 @pytest.fixture
-def report(capsys: pytest.CaptureFixture[str]) -> Report:
-    """Give a function that prints a line, although pytest captures what tests print."""
+def report(record_property: Callable[[str, object], None]) -> Report:
+    """Give a function that takes a line for the end of the run."""
 
-    def show(line: str) -> None:
-        with capsys.disabled():
-            print(f"\n{line}", end="", flush=True)
+    def keep(line: str) -> None:
+        record_property("figure", line)
 
-    return show
+    return keep
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how long each part took, and which tests were skipped and why."""
-    seconds: dict[str, float] = defaultdict(float)  # by the folder of the tests
+    """Print the figures, how long each part took, and the skipped tests with their reasons."""
+    seconds: dict[str, float] = defaultdict(float)  # by folder
     skipped = Counter[str]()  # by file and reason
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            if not isinstance(report, pytest.TestReport):
-                continue
-            file = report.nodeid.partition("::")[0]
-            folder = file.rpartition("/")[0]
-            seconds[folder] += report.duration
-            if report.skipped and isinstance(report.longrepr, tuple):
-                reason = report.longrepr[2].removeprefix("Skipped: ")
-                skipped[f"{file}: {reason}"] += 1
+    terminalreporter.section("figures")
+    for report in all_reports(terminalreporter):
+        file, _, test = report.nodeid.partition("::")
+        seconds[file.rpartition("/")[0]] += report.duration
+        if report.when == "call":
+            for _, figure in report.user_properties:
+                terminalreporter.line(f"{test}: {figure}")
+        if report.skipped and isinstance(report.longrepr, tuple):
+            reason = report.longrepr[2].removeprefix("Skipped: ")
+            skipped[f"{file}: {reason}"] += 1
     terminalreporter.section("parts")
     for folder, duration in sorted(seconds.items()):
-        terminalreporter.line(f"{folder} took {duration:.0f} s")
+        terminalreporter.line(f"the tests of {folder} took {duration:.0f} s together")
     for place, count in sorted(skipped.items()):
         terminalreporter.line(f"{count} skipped in {place}")
+
+
+def all_reports(terminalreporter: pytest.TerminalReporter) -> Iterator[pytest.TestReport]:
+    """Yield the reports of all tests."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                yield report
