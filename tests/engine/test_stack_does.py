@@ -1,5 +1,6 @@
 """What the running stack does. A test repairs what it changes, so their order does not matter."""
 
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -150,7 +151,7 @@ def test_watch_shows_an_edited_page(stack: Stack) -> None:
 
 def test_watch_ignores_what_is_in_no_image(stack: Stack) -> None:
     """Documents, backups and Git's own files; a changed program follows, and alone counts."""
-    (stack.folder / ".git").mkdir(exist_ok=True)
+    (stack.folder / ".git").mkdir()
     program = stack.folder / "server.py"
     original = program.read_text()
     with watched(stack) as lines:
@@ -162,6 +163,7 @@ def test_watch_ignores_what_is_in_no_image(stack: Stack) -> None:
         until(lambda: stack.get("/ready")[1] == "ready now\n", "shown")
     assert len([line for line in lines if line.startswith("Rebuilding service")]) == 1
     program.write_text(original)
+    shutil.rmtree(stack.folder / ".git")
     stack.up()
 
 
