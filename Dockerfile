@@ -21,7 +21,7 @@ WORKDIR /cct
 FROM python AS seeder
 COPY --from=packages /packages/asyncmy /packages/asyncmy
 COPY --chmod=444 settings.py seed.py schema.sql ./
-# Compile all imported modules: a read-only container cannot, and python:slim has only sources.
+# An import compiles the modules. A read-only container cannot, and python:slim has only sources.
 RUN python -c "import seed"
 USER 10001:10001
 CMD ["python", "-m", "seed"]
@@ -30,6 +30,7 @@ FROM python AS app
 COPY --from=packages /packages /packages
 COPY --chmod=444 settings.py database.py server_log.py run.py server.py probe.py ./
 COPY --chmod=555 page page
+# http.client is for the probe.
 RUN python -c "import http.client, server"
 USER 10001:10001
 EXPOSE 80

@@ -106,10 +106,11 @@ class Database:
             maxsize=POOL_SIZE,
             autocommit=True,  # each query sees the newest rows
             stmt_cache_size=8,  # prepared statements: 12 % more requests a second for random pages
-            read_timeout=self.timeout,  # Python 3.11 needs it: there asyncmy may ignore a timeout
+            read_timeout=self.timeout,  # in Python 3.11, asyncmy may ignore asyncio's timeout
             **settings.connect_arguments(),
         )
-        self.slots = asyncio.Semaphore(POOL_SIZE)  # first in, first out; the pool's queue is not
+        # Reads queue here, first in, first out. The pool's own queue is not fair.
+        self.slots = asyncio.Semaphore(POOL_SIZE)
         self.waiting: dict[int, asyncio.Task[Page]] = {}  # reads that wait for a slot, by `after`
         self.last_success = 0.0  # time of the last successful query, on the loop's clock
         self.last_error = ""  # kind of the last query's error, empty if it succeeded
@@ -119,17 +120,21 @@ class Database:
 
         A request joins a read that waits for a slot, never one whose query has begun. So no page
         is older than its request. All requests that share a read have the deadline of the first.
-        Cancelling one request cancels all that share its read: aiohttp cancels only requests
-        that are still running 3 s into a shutdown.
+        Cancelling one request cancels all that share its read. aiohttp cancels only requests
+        that outlast the shutdown of their connection.
         """
         read = self.waiting.get(after)
+        # A read that was cancelled before it began has never removed itself.
         if read is None or read.cancelled():
             read = asyncio.create_task(self.read_page(after))
             self.waiting[after] = read
         return await read
 
     async def read_page(self, after: int) -> Page:
-        """Wait for a slot, then query the database; raise ReadError."""
+        """Wait for a slot, then query the database; raise ReadError.
+
+        Only errors of the query are logged. A wait that fails shows as a 503 in the access log.
+        """
         began = asyncio.get_running_loop().time()
         await self.wait_for_slot(after, began)
         try:
@@ -168,7 +173,8 @@ class Database:
 
     async def query(self, after: int) -> Rows:
         """Return the rows of QUERY."""
-        connection = await self.pool.acquire()  # `async with` would turn a cancel into a KeyError
+        # `async with pool.acquire()` would raise KeyError if this task is cancelled.
+        connection = await self.pool.acquire()
         try:
             async with connection.cursor() as cursor:
                 await cursor.execute(QUERY, (after, PAGE_SIZE, after, PAGE_SIZE + 1))

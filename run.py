@@ -21,7 +21,7 @@ from settings import Settings
 
 log = logging.getLogger("cct")
 
-SHUTDOWN_TIMEOUT = 3.0  # seconds for requests in flight, and again after they are cancelled
+SHUTDOWN_TIMEOUT = 3.0  # seconds, spent twice: requests finish, then their tasks are cancelled
 KEEP_ALIVE = 120.0  # seconds; proxies keep idle connections for less (nginx 60, Traefik 90)
 UNREAD_TIMEOUT = 10.0  # seconds until a client that takes nothing of its answer is cut off
 LISTENERS = 16
@@ -82,8 +82,8 @@ async def start(app: web.Application, settings: Settings) -> web.AppRunner:
     )
     await runner.setup()
     listener = listen(settings.host, settings.port)
-    # uvloop accepts one connection from each socket in a turn of its loop. With a thousand clients
-    # a turn is long: new clients, and maybe a probe, wait 2 s with one socket. 16 are enough.
+    # uvloop accepts one connection from each socket in a turn of its loop. A thousand clients make
+    # a turn long. With one socket, new clients and probes would wait 2 s. 16 sockets are enough.
     listeners = [listener] + [listener.dup() for _ in range(LISTENERS - 1)]
     for copy in listeners:
         await web.SockSite(runner, copy, backlog=4096).start()

@@ -19,7 +19,7 @@ from settings import TIME_FORMAT, Settings
 
 log = logging.getLogger("cct")
 
-Account = tuple[str, ...]  # a value for each of COLUMNS
+Values = tuple[str, ...]  # of one account, a value for each of COLUMNS
 
 SCHEMA = Path(__file__).with_name("schema.sql")
 COLUMNS = ("name", "email")
@@ -38,7 +38,7 @@ LAST_NAMES = (
 ).split()
 
 
-def generate(count: int) -> Iterator[Account]:
+def generate(count: int) -> Iterator[Values]:
     """Yield `count` accounts, the same ones each time."""
     for number in range(count):
         first = FIRST_NAMES[number % len(FIRST_NAMES)]
@@ -46,7 +46,7 @@ def generate(count: int) -> Iterator[Account]:
         yield f"{first} {last}", f"account{number + 1}@example.com"
 
 
-def load(file: str) -> Iterator[Account]:
+def load(file: str) -> Iterator[Values]:
     """Yield the accounts of a CSV file; exit with a message that names the first invalid line."""
     try:
         with Path(file).open(encoding="utf-8-sig", newline="") as lines:
@@ -77,19 +77,20 @@ def find_undecodable_line(file: str) -> int:
         for number, line in enumerate(lines, 1):
             if line.decode(errors="ignore").encode() != line:
                 return number
-    return 1  # UTF-16, whose lines end elsewhere
+    raise AssertionError("all lines are UTF-8")  # then the caller had no error
 
 
-def accounts(settings: Settings) -> Iterator[Account]:
+def accounts(settings: Settings) -> Iterator[Values]:
     """Yield the accounts that the settings ask for."""
     return load(settings.seed_file) if settings.seed_file else generate(settings.seed_accounts)
 
 
 async def seed(settings: Settings) -> None:
-    """Create the table and fill it, all rows or none; exit with a message after SEED_WAIT seconds.
+    """Create the table and fill it, all rows or none.
 
-    The ids begin with 1, so the primary key lets only one of two seeders commit. The other one
-    tries again, and finds rows.
+    Exit with a message if the database cannot be reached, or finishes no batch, for SEED_WAIT
+    seconds. The ids begin with 1, so the primary key lets only one of two seeders commit. The
+    other one tries again, and finds rows.
     """
     deadline = time.monotonic() + settings.seed_wait
     last_error = ""
@@ -129,7 +130,7 @@ async def seed_once(settings: Settings) -> None:
         await fill(cursor, accounts(settings), settings.seed_wait)
 
 
-async def fill(cursor: Cursor, rows: Iterator[Account], wait: float) -> None:
+async def fill(cursor: Cursor, rows: Iterator[Values], wait: float) -> None:
     """Insert all accounts in one transaction, unless the table has rows.
 
     Raise TimeoutError if no batch finishes within `wait` seconds. To close the connection of a
@@ -143,7 +144,7 @@ async def fill(cursor: Cursor, rows: Iterator[Account], wait: float) -> None:
         if await cursor.fetchone() == (1,):
             log.info("accounts has rows already: nothing to do")
             return
-        # Autocommit is off: all inserts are one transaction until COMMIT.
+        # asyncmy's autocommit is off: all inserts are one transaction until COMMIT.
         count = 0
         numbered_rows = ((id, *row) for id, row in enumerate(rows, 1))
         while batch := list(itertools.islice(numbered_rows, BATCH)):

@@ -1,7 +1,8 @@
 """The web application of cct: a page of accounts, and the health that the engine watches.
 
-A request passes `guard`, then one of the handlers in `make_app`. The handlers of accounts wait in
-`Database.page`. aiohttp itself answers 400 (malformed), 417 (unknown Expect) and 500 (a mistake).
+A request passes `guard`, then one of the handlers that `make_app` registers. Handlers that need
+accounts wait in `Database.page`. aiohttp itself answers 400 (a malformed request), 417 (an unknown
+Expect) and 500 (a mistake in a handler).
 """
 
 import asyncio
@@ -35,7 +36,7 @@ log = logging.getLogger("cct")
 # The health flag: why the server is unhealthy, empty while it is healthy. Only a restart clears it.
 unhealthy_reason = ""
 failed_probes = 0  # probes that failed since the flag was set, for the page
-stopping = False  # since SIGTERM; /ready refuses, everything else still works
+stopping = False  # since SIGTERM: /ready refuses, and each response closes its connection
 
 CONTAINER = socket.gethostname()
 STARTED = utc_time(int(time.time()))
@@ -94,22 +95,22 @@ def render_row(account: Account) -> str:
     return f'<tr><td>{account.id}</td><th scope="row">{name}</th><td>{email}</td></tr>'
 
 
-def render_link(relation: str, text: str, after: int | None) -> str:
+def render_link(relation: str, label: str, after: int | None) -> str:
     """Return a link to the page after an id, empty if there is no such page."""
     if after is None:
         return ""
-    return f'<a rel="{relation}" href="/?after={after}">{text}</a>'
+    return f'<a rel="{relation}" href="/?after={after}">{label}</a>'
 
 
 @lru_cache(maxsize=64)
-def render_json(page: Page, reason: str, failed_probes: int, error: str) -> bytes:
+def render_json(page: Page, reason: str, probes: int, error: str) -> bytes:
     """Return a page for programs, or only the error."""
     fields = {
         "container": CONTAINER,
         "started": STARTED,
         "healthy": reason == "",
         "health": reason or "healthy",
-        "failed_probes": failed_probes,
+        "failed_probes": probes,
         "accounts": [account._asdict() for account in page.accounts],
         "previous": page.previous,
         "next": page.next,
@@ -159,15 +160,15 @@ SENTENCES = {
     "no answer": "The database does not answer.",
     "busy": "Too many pages are asked for at once.",
 }
-MAX_WAITING = 8  # requests that a connection may send ahead (pipelining)
+MAX_AHEAD = 8  # requests that a connection may send ahead (pipelining)
 
 
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse what no handler should see, each with a sentence."""
-    await asyncio.sleep(0)  # a turn for others: a client may send requests without a pause
+    await asyncio.sleep(0)  # let others run: a client may send requests without a pause
     # aiohttp has no public name for the requests that wait behind this one.
-    if len(request.protocol._messages) > MAX_WAITING:
+    if len(request.protocol._messages) > MAX_AHEAD:
         return refuse("Wait for answers before you send more requests.", 429)
     if not is_allowed(request.headers.get("Host", ""), request.app[SETTINGS].allowed_hosts):
         return text("The server is not known by this name: see ALLOWED_HOSTS.", 421)
@@ -210,11 +211,11 @@ async def show_accounts(request: web.Request) -> web.Response:
         page = await request.app[DATABASE].page(after)
     except ReadError as failure:
         sentence = SENTENCES.get(failure.kind, "The accounts cannot be read.")
-        return show(request, NO_PAGE, f"{sentence} Try again in a few seconds.")
-    return show(request, page, "")
+        return show_page(request, NO_PAGE, f"{sentence} Try again in a few seconds.")
+    return show_page(request, page, "")
 
 
-def show(request: web.Request, page: Page, error: str) -> web.Response:
+def show_page(request: web.Request, page: Page, error: str) -> web.Response:
     """Return a page as JSON if the client accepts JSON but not HTML, otherwise as HTML."""
     status = 503 if error else 200
     accept = request.headers.get("Accept", "")
@@ -245,7 +246,7 @@ async def show_health(request: web.Request) -> web.Response:
 
 
 async def show_readiness(request: web.Request) -> web.Response:
-    """Readiness: the flag, and whether the first page can be read."""
+    """Readiness: not stopping, no flag, and the first page can be read."""
     if stopping:
         return text("stopping", 503)
     if unhealthy_reason:

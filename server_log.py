@@ -15,7 +15,7 @@ from settings import TIME_FORMAT
 
 QUIET_PATHS = ("/health", "/ready")  # asked every few seconds: only their failures are logged
 MAX_PATH = 200  # characters of a path
-MAX_WAITING = 20_000  # lines that wait to be written
+MAX_LINES = 20_000  # lines that wait to be written
 STDOUT = 1
 
 
@@ -54,8 +54,8 @@ class LogWriter(logging.Handler):
         self.wake.set()
 
     def add(self, line: str) -> None:
-        """Add a line; it is written within a quarter of a second."""
-        if len(self.waiting) < MAX_WAITING:
+        """Add a line. The thread writes it within a quarter of a second."""
+        if len(self.waiting) < MAX_LINES:
             self.waiting.append((time.time(), line))
         else:
             self.lost += 1
@@ -72,12 +72,18 @@ class LogWriter(logging.Handler):
         """Write all lines that wait now; count them as lost if stdout refuses them."""
         lines = [self.waiting.popleft() for _ in range(len(self.waiting))]
         try:
-            if self.lost:
-                write(f"\n{utc_time(int(time.time()))} {self.lost} lines of this log were lost\n")
-                self.lost = 0
+            self.report_lost_lines()
             write("".join(f"{utc_time(int(moment))} {line}\n" for moment, line in lines))
         except OSError:  # a full disk, for one
             self.lost += len(lines)
+
+    def report_lost_lines(self) -> None:
+        """Write how many lines were lost, if some were."""
+        lost = self.lost
+        if lost > 0:
+            # The line break ends a line that was cut off.
+            write(f"\n{utc_time(int(time.time()))} {lost} lines of this log were lost\n")
+            self.lost -= lost
 
 
 class AccessLog(AbstractAccessLogger):

@@ -13,7 +13,7 @@ MAX_PASSWORD = 1024  # bytes
 
 
 class Settings:
-    """The settings, with the types, defaults and ranges that README.md lists."""
+    """The settings with their types, defaults and ranges. README.md says what each one does."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         """Read all settings; exit with a message that names the first invalid one."""

@@ -10,7 +10,8 @@ has_tables() { # other than MySQL's own
     -not -path "$data/performance_schema/*" -not -path "$data/#*" -print -quit 2>/dev/null)" ]
 }
 
-# Data with tables, but without the file, comes from an older version of cct.
+# Three states: data that is complete, data whose first start was cut off, and no data.
+# Tables without the file come from an older version of cct, or from a power cut: keep them.
 if [ -e "$complete" ] || has_tables; then
   for user in root seeder app; do
     if [ ! -s /run/secrets/$user/password ]; then

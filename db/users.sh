@@ -37,7 +37,8 @@ make_missing_passwords() {
 
 rotate_password() { # USER
   file=$(password_file "$1")
-  # Check first that the file can be replaced. A link fails if the file is mounted by itself.
+  # Check first that the file can be replaced. The link is only a test: a link fails if the file
+  # is mounted by itself.
   if ! { make_password "$file.new" && ln -f "$file" "$file.old"; } 2>/dev/null; then
     echo "$file cannot be replaced here. Rotate as docs/swarm.md or docs/kubernetes.md says." >&2
     exit 1

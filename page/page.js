@@ -1,4 +1,5 @@
-// Tells a heal step by step, from the answers of the server. The steps survive a reload.
+// Tells a heal step by step, from the answers of the server. A reload keeps the steps of a heal
+// that is not over.
 // The page asks the server only during a heal, and only while the tab is visible.
 
 const container = document.getElementById("container")
@@ -13,7 +14,7 @@ const TIMEOUT = 3000 // milliseconds to wait for an answer
 
 let heal = loadHeal() // null if there is none
 let isPolling = false
-let isWatched = false // the last answer was "unhealthy", and the tab has been visible since then
+let isWatched = false // the tab has seen the whole heal so far, so its duration is known
 let isLeaving = false
 
 async function pressButton(event) {
@@ -161,6 +162,7 @@ function loadHeal() {
   }
 }
 
+// Throws for null; loadHeal catches this.
 function isHeal(value) {
   return (
     Number.isFinite(value.began) &&
