@@ -149,13 +149,14 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def describe_machine(database: PrivateDatabase) -> str:
-    """Return what the results come from."""
+    """Return what the results come from, and how busy the machine is before the first load."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     processor = f" ({model[1]})" if model else ""
     ((version,),) = database.sql("SELECT VERSION()")
     return (
         f"{os.cpu_count()} cores{processor} for server, database and load; {platform.system()}, "
-        f"Python {platform.python_version()}, database {version}"
+        f"Python {platform.python_version()}, database {version}, "
+        f"load average {os.getloadavg()[0]:.1f} before the first load"
     )
 
 
