@@ -30,7 +30,8 @@ make_missing_passwords() {
   for user in root seeder app; do
     file=$(password_file "$user")
     if [ ! -s "$file" ]; then
-      make_password "$file"
+      make_password "$file.new"
+      mv "$file.new" "$file" # whole or not at all, if this is cut off
     fi
   done
 }

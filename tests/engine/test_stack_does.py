@@ -155,7 +155,7 @@ def test_watch_ignores_what_is_in_no_image(stack: Stack) -> None:
     program = stack.folder / "server.py"
     original = program.read_text()
     with watched(stack) as lines:
-        for name in ("README.md", "docs/tour.md", "backup.sql", "my.csv", ".git/index"):
+        for name in ("README.md", "docs/tour.md", "backup.sql", "my.csv", ".git/changed"):
             with (stack.folder / name).open("a") as file:
                 file.write("changed\n")
             time.sleep(1)  # watch collects changes for half a second
