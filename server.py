@@ -42,9 +42,9 @@ CONTAINER = socket.gethostname()
 STARTED = utc_time(int(time.time()))
 
 
-def csp_hash(text: str) -> str:
+def csp_hash(source: str) -> str:
     """Return the hash that lets a browser use this style or script, and no other."""
-    digest = b64encode(sha256(text.encode()).digest())
+    digest = b64encode(sha256(source.encode()).digest())
     return f"'sha256-{digest.decode()}'"
 
 
@@ -132,7 +132,7 @@ HTML_HEADERS = HEADERS | {
 }
 
 
-def answer(body: bytes, headers: Mapping[str, str], status: int = 200) -> web.Response:
+def make_response(body: bytes, headers: Mapping[str, str], status: int = 200) -> web.Response:
     """Return a response. A 503 says when to try again."""
     response = web.Response(body=body, headers=headers, status=status)
     if status == 503:
@@ -142,14 +142,14 @@ def answer(body: bytes, headers: Mapping[str, str], status: int = 200) -> web.Re
     return response
 
 
-def text(sentence: str, status: int = 200, **headers: str) -> web.Response:
+def text_response(sentence: str, status: int = 200, **headers: str) -> web.Response:
     """Return a line of plain text."""
-    return answer(f"{sentence}\n".encode(), TEXT_HEADERS | headers, status)
+    return make_response(f"{sentence}\n".encode(), TEXT_HEADERS | headers, status)
 
 
 def refuse(sentence: str, status: int) -> web.Response:
     """Return a line of plain text, and close the connection instead of reading more from it."""
-    response = text(sentence, status)
+    response = text_response(sentence, status)
     response.force_close()
     return response
 
@@ -171,17 +171,17 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     if len(request.protocol._messages) > MAX_AHEAD:
         return refuse("Wait for answers before you send more requests.", 429)
     if not is_allowed(request.headers.get("Host", ""), request.app[SETTINGS].allowed_hosts):
-        return text("The server is not known by this name: see ALLOWED_HOSTS.", 421)
+        return text_response("The server is not known by this name: see ALLOWED_HOSTS.", 421)
     if request.body_exists:
         return refuse("No request needs a body here.", 413)
     try:
         return await handler(request)
     except web.HTTPNotFound:
-        return text("There is nothing here. Try /, /health or /ready.", 404)
+        return text_response("There is nothing here. Try /, /health or /ready.", 404)
     except web.HTTPMethodNotAllowed as error:
         methods = sorted(error.allowed_methods)
         sentence = f"{request.method} is not allowed here, but {' and '.join(methods)}."
-        return text(sentence, 405, Allow=", ".join(methods))
+        return text_response(sentence, 405, Allow=", ".join(methods))
 
 
 @lru_cache(maxsize=64)
@@ -206,7 +206,9 @@ async def show_accounts(request: web.Request) -> web.Response:
     """Answer with a page of accounts, or with a 503 that says why they cannot be read."""
     after = parse_after(request.query.getall("after", ["0"]))
     if after is None:
-        return text(f"after must be given once, as a whole number from 0 to {MAX_ID}.", 400)
+        return text_response(
+            f"after must be given once, as a whole number from 0 to {MAX_ID}.", 400
+        )
     try:
         page = await request.app[DATABASE].page(after)
     except ReadError as failure:
@@ -221,9 +223,9 @@ def show_page(request: web.Request, page: Page, error: str) -> web.Response:
     accept = request.headers.get("Accept", "")
     if "application/json" in accept and "text/html" not in accept:
         body = render_json(page, unhealthy_reason, failed_probes, error)
-        return answer(body, JSON_HEADERS, status)
+        return make_response(body, JSON_HEADERS, status)
     button = BUTTON if request.app[SETTINGS].make_unhealthy == "on" else ""
-    return answer(render_html(page, unhealthy_reason, button, error), HTML_HEADERS, status)
+    return make_response(render_html(page, unhealthy_reason, button, error), HTML_HEADERS, status)
 
 
 def parse_after(values: list[str]) -> int | None:
@@ -238,31 +240,31 @@ async def show_health(request: web.Request) -> web.Response:
     """Liveness: the flag. A restart would not repair the database, so the database is not asked."""
     global failed_probes
     if not unhealthy_reason:
-        return text("healthy")
+        return text_response("healthy")
     agent = request.headers.get("User-Agent", "")
     if agent.startswith(("cct-probe", "kube-probe/")):  # probe.py, the kubelet
         failed_probes += 1
-    return text(unhealthy_reason, 503)
+    return text_response(unhealthy_reason, 503)
 
 
 async def show_readiness(request: web.Request) -> web.Response:
     """Readiness: not stopping, no flag, and the first page can be read."""
     if stopping:
-        return text("stopping", 503)
+        return text_response("stopping", 503)
     if unhealthy_reason:
-        return text(unhealthy_reason, 503)
+        return text_response(unhealthy_reason, 503)
     try:
         await request.app[DATABASE].page(0)
     except ReadError as error:
-        return text(f"not ready: {error}", 503)
-    return text("ready")
+        return text_response(f"not ready: {error}", 503)
+    return text_response("ready")
 
 
 async def make_unhealthy(request: web.Request) -> web.Response:
     """Set the health flag."""
     global unhealthy_reason
     if is_foreign(request):
-        return text(
+        return text_response(
             "/make-unhealthy takes no requests from other sites. A proxy must pass on Host.", 403
         )
     if not unhealthy_reason:
@@ -270,8 +272,8 @@ async def make_unhealthy(request: web.Request) -> web.Response:
         unhealthy_reason = f"unhealthy since {utc_time(int(time.time()))}: {cause}"
         log.warning("made unhealthy by %s", cause)
     if request.method == "POST" and "text/html" in request.headers.get("Accept", ""):
-        return text(unhealthy_reason, 303, Location="/")  # the form, without JavaScript
-    return text(unhealthy_reason)
+        return text_response(unhealthy_reason, 303, Location="/")  # the form, without JavaScript
+    return text_response(unhealthy_reason)
 
 
 def is_foreign(request: web.Request) -> bool:
@@ -310,8 +312,8 @@ async def open_database(app: web.Application) -> AsyncIterator[None]:
     await app[DATABASE].close()
 
 
-def stop_being_ready() -> None:
-    """Have /ready refuse, and each response close its connection."""
+def begin_stopping() -> None:
+    """Make /ready refuse, and each response close its connection."""
     global stopping
     stopping = True
 
@@ -319,7 +321,7 @@ def stop_being_ready() -> None:
 def main() -> None:
     """Run the server until SIGTERM; exit with a message if it cannot start."""
     settings = Settings(os.environ)
-    run(make_app(settings), settings, on_stop=stop_being_ready)
+    run(make_app(settings), settings, on_stop=begin_stopping)
 
 
 if __name__ == "__main__":

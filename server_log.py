@@ -87,7 +87,7 @@ class LogWriter(logging.Handler):
 
 
 class AccessLog(AbstractAccessLogger):
-    """One line for each request. This keeps the rate; Python's own loggers take 0.6 of it."""
+    """One line for each request. With Python's own loggers, the rate would be 0.6 of this one."""
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, seconds: float) -> None:
         """Log a request and how long its answer took."""

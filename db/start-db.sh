@@ -21,7 +21,8 @@ if [ -e "$complete" ] || has_tables; then
     fi
   done
 elif [ -n "$(find "$data" -maxdepth 1 -type f -print -quit)" ]; then
-  # MySQL never completes such data. Nobody could log in yet, so nothing is lost.
+  # MySQL's image skips its set-up where data exists, so this data would never get its users.
+  # Nobody could log in yet, so nothing is lost.
   echo "The first start of the database was cut off. There is nothing in it yet: it begins again."
   find "$data" -mindepth 1 -maxdepth 1 -not -name lost+found -exec rm -r {} +
 fi

@@ -8,8 +8,6 @@ from tests.stack import Stack, docker
 from tools.waiting import free_port, until
 
 OTHER_IMAGES = ("willfarrell/autoheal:1.2.0", "python:3.14-slim")
-# Users of containers are others on the machine: root becomes 100000.
-MAP_USERS = "for file in /etc/subuid /etc/subgid; do echo root:100000:65536 >$file; done"
 
 
 class Machine(Stack):
@@ -33,7 +31,6 @@ class Machine(Stack):
         run = ("run", "--detach", "--init", "--privileged", "--env=DOCKER_TLS_CERTDIR=")
         sleep = ("--entrypoint=sleep", "docker:28-dind", "infinity")
         docker(*run, f"--name={self.name}", f"--hostname={self.name}", *self.ports, *sleep)
-        self.on_machine(MAP_USERS)
 
     def remove(self) -> None:
         """Remove the machine and the images."""

@@ -47,7 +47,7 @@ def test_healer_survives_an_engine_with_live_restore(machine: Machine) -> None:
 
 
 def test_healer_heals_in_an_engine_with_userns_remap(machine: Machine) -> None:
-    machine.start_engine("--userns-remap=root")
+    machine.start_engine("--userns-remap=default")
     machine.compose("up", "-d", "--wait")
     heal(machine)
 
