@@ -18,8 +18,10 @@ PAGE_SIZE = 50
 POOL_SIZE = 2  # connections, so at most two queries at once: more were not faster
 MAX_ID = 2**63 - 1  # BIGINT
 
-# The first half finds the previous page: it goes back PAGE_SIZE accounts, and its id is the
-# `after` of that page. Only the id is used, but MySQL is 4 ms slower without the other columns.
+# The first half is for the link to the previous page. It gives one account, PAGE_SIZE accounts
+# back: for after=150 the account 100, and /?after=100 is the previous page. Both halves of a UNION
+# have the same columns. With NULL instead of texts, the first half would take MySQL 4 ms more.
+# The second half is the page, and one account more if there is a next page.
 # Both halves are ranges of the primary key, so a page costs the same at any size of the table.
 # LEFT bounds the memory that a page takes: a table made by hand may hold longer texts.
 QUERY = """
@@ -107,7 +109,7 @@ class Database:
             maxsize=POOL_SIZE,
             autocommit=True,  # each query sees the newest rows
             stmt_cache_size=8,  # prepared statements: 12 % more requests a second for random pages
-            read_timeout=self.timeout,  # in Python 3.11, asyncmy may ignore asyncio's timeout
+            read_timeout=self.timeout,  # asyncmy may ignore asyncio's timeout (Python 3.11)
             **settings.connect_arguments(),
         )
         # Reads queue here, first in, first out. The pool's own queue is not fair.
@@ -121,11 +123,11 @@ class Database:
 
         A request joins a read that waits for a slot, never one whose query has begun. So no page
         is older than its request. All requests that share a read have the deadline of the first.
-        Cancelling one request cancels all that share its read. aiohttp cancels only requests
-        that outlast the shutdown of their connection.
+        Cancelling one request cancels all that share its read. aiohttp cancels a request only
+        if the server closes its connection, and the request takes longer than SHUTDOWN_TIMEOUT.
         """
         read = self.waiting.get(after)
-        # A read that was cancelled before it began has never removed itself.
+        # A task that was cancelled before it began is still in `waiting`: no line of it has run.
         if read is None or read.cancelled():
             read = asyncio.create_task(self.read_page(after))
             self.waiting[after] = read
@@ -158,7 +160,8 @@ class Database:
     async def wait_for_slot(self, after: int, began: float) -> None:
         """Take a slot; raise ReadError after three quarters of DB_TIMEOUT.
 
-        Other requests for the same page can join until the slot is taken.
+        The last quarter is for the query. Other requests for the same page can join until the
+        slot is taken.
         """
         try:
             await asyncio.sleep(0)  # let requests join that have just arrived: 6 % more a second

@@ -25,7 +25,7 @@ SCHEMA = Path(__file__).with_name("schema.sql")
 COLUMNS = ("name", "email")
 MAX_LENGTH = 254  # characters of a value, as in schema.sql
 INSERT = f"INSERT INTO accounts (id, {', '.join(COLUMNS)}) VALUES "
-ROW = f"(%s{', %s' * len(COLUMNS)})"
+ROW = f"({', '.join(['%s'] * (1 + len(COLUMNS)))})"  # the id, and COLUMNS
 BATCH = 1000  # rows in one statement
 RULE = f"a line needs {' and '.join(COLUMNS)}, of 1 to {MAX_LENGTH} characters each, and no more"
 
@@ -88,9 +88,9 @@ def accounts(settings: Settings) -> Iterator[Values]:
 async def seed(settings: Settings) -> None:
     """Create the table and fill it, all rows or none.
 
-    Exit with a message if the database cannot be reached, or finishes no batch, for SEED_WAIT
-    seconds. The ids begin with 1, so the primary key lets only one of two seeders commit. The
-    other one tries again, and finds rows.
+    After an error, try again. Exit with a message if SEED_WAIT seconds have passed since the start.
+    The ids begin with 1, so the primary key lets only one of two seeders commit. The other one
+    tries again, and finds rows.
     """
     deadline = time.monotonic() + settings.seed_wait
     last_error = ""
@@ -99,7 +99,7 @@ async def seed(settings: Settings) -> None:
             await seed_once(settings)
             return
         except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: a login without TLS
-            refuse_own_container(settings)
+            refuse_own_container(settings)  # only now: localhost may be right on the host's network
             if time.monotonic() > deadline:
                 raise SystemExit(explain_failure(settings, error)) from None
             if repr(error) != last_error:
@@ -133,8 +133,8 @@ async def seed_once(settings: Settings) -> None:
 async def fill(cursor: Cursor, rows: Iterator[Values], wait: float) -> None:
     """Insert all accounts in one transaction, unless the table has rows.
 
-    Raise TimeoutError if no batch finishes within `wait` seconds. To close the connection of a
-    database that hangs takes 30 s more.
+    Raise TimeoutError if no batch finishes within `wait` seconds. If the database hangs, asyncio
+    then needs up to 30 s to close the TLS connection.
     """
     async with asyncio.timeout(wait) as limit:
         # Another seeder may hold the rows. Give up before `wait` is over, and try again.
@@ -185,7 +185,7 @@ def main() -> None:
     start_log()
     signal.signal(signal.SIGTERM, stop)  # without a handler, process 1 ignores the signal
     if settings.seed_file:
-        check_file(settings.seed_file)  # before anything else: also where the table has rows
+        check_file(settings.seed_file)  # a bad file is an error even if the table has rows
     asyncio.run(seed(settings))
 
 

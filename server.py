@@ -58,7 +58,7 @@ ASSETS = f"""<link rel="icon" href="data:image/svg+xml;base64,{b64encode(ICON.en
 <style>{STYLE}</style>
 <script type="module">{SCRIPT}</script>"""
 BUTTON = '<form method="post" action="/make-unhealthy"><button>Make unhealthy</button></form>'
-NO_PAGE = Page()  # always this object: the caches below look a page up by its identity
+NO_PAGE = Page()  # one object for all errors: the caches below compare pages by identity
 
 
 @lru_cache(maxsize=64)
@@ -166,7 +166,8 @@ MAX_AHEAD = 8  # requests that a connection may send ahead (pipelining)
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse what no handler should see, each with a sentence."""
-    await asyncio.sleep(0)  # let others run: a client may send requests without a pause
+    # aiohttp takes the next request of a connection without a pause. Let other connections run.
+    await asyncio.sleep(0)
     # aiohttp has no public name for the requests that wait behind this one.
     if len(request.protocol._messages) > MAX_AHEAD:
         return refuse("Wait for answers before you send more requests.", 429)
@@ -281,13 +282,14 @@ def is_foreign(request: web.Request) -> bool:
     site = request.headers.get("Sec-Fetch-Site")
     if site:
         return site not in ("same-origin", "none")
-    # Over plain HTTP, browsers send Sec-Fetch-Site only to localhost.
+    # Over plain HTTP, browsers send Sec-Fetch-Site only to localhost. Elsewhere, compare the
+    # origin with the host.
     origin = request.headers.get("Origin") or request.headers.get("Referer")
     if origin is None:
         return False
     try:
         return urlsplit(origin).netloc != request.host
-    except ValueError:  # http://[::1
+    except ValueError:  # an invalid address, such as http://[::1
         return True
 
 

@@ -87,7 +87,7 @@ class LogWriter(logging.Handler):
 
 
 class AccessLog(AbstractAccessLogger):
-    """One line for each request. With Python's own loggers, the rate would be 0.6 of this one."""
+    """One line for each request. With Python's own loggers: 0.6 of the requests a second."""
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, seconds: float) -> None:
         """Log a request and how long its answer took."""

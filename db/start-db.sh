@@ -5,13 +5,15 @@ set -euo pipefail
 data=/var/lib/mysql
 complete=$data/cct-first-start-complete # users.sh makes this file
 
-has_tables() { # other than MySQL's own
+# True if a folder other than MySQL's own has files.
+has_tables() {
   [ -n "$(find "$data" -mindepth 2 -type f -not -path "$data/mysql/*" -not -path "$data/sys/*" \
     -not -path "$data/performance_schema/*" -not -path "$data/#*" -print -quit 2>/dev/null)" ]
 }
 
 # Three states: data that is complete, data whose first start was cut off, and no data.
-# Tables without the file come from an older version of cct, or from a power cut: keep them.
+# Tables without the file come from an older version of cct, or a power cut took the file: keep
+# them.
 if [ -e "$complete" ] || has_tables; then
   for user in root seeder app; do
     if [ ! -s /run/secrets/$user/password ]; then

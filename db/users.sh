@@ -38,8 +38,8 @@ make_missing_passwords() {
 
 rotate_password() { # USER
   file=$(password_file "$1")
-  # Check first that the file can be replaced. The link is only a test: a link fails if the file
-  # is mounted by itself.
+  # Swarm and Kubernetes mount the file by itself, so mv could not replace it. A hard link to such
+  # a file fails, too. Try the link first, before anything changes.
   if ! { make_password "$file.new" && ln -f "$file" "$file.old"; } 2>/dev/null; then
     echo "$file cannot be replaced here. Rotate as docs/swarm.md or docs/kubernetes.md says." >&2
     exit 1

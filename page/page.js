@@ -14,7 +14,7 @@ const TIMEOUT = 3000 // milliseconds to wait for an answer
 
 let heal = loadHeal() // null if there is none
 let isPolling = false
-let isWatched = false // the tab has seen the whole heal so far, so its duration is known
+let isWatched = false // the tab has asked without a gap since the server was last unhealthy
 let isLeaving = false
 
 async function pressButton(event) {
@@ -134,7 +134,7 @@ function secondsSinceBegin() {
 function endHeal(page) {
   const isSame = page.container === heal.container
   const who = isSame ? "healthy again" : `container ${page.container} answers`
-  // The duration is unknown if the end was not watched, or if the clock was set back.
+  // Without a gap, the heal ends now. A clock that was set back cannot say how long it took.
   const isKnown = isWatched && Date.now() >= heal.began
   const when = isKnown ? ` after ${secondsSinceBegin()} s` : `, running since ${page.started}`
   appendLine(who + when)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, BrowserType, Page, sync_playwright
 
 OpenPage = Callable[..., Page]
 
@@ -25,24 +25,45 @@ def find_chromium() -> str:
     pytest.skip("needs Chromium")
 
 
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[BrowserType]:
+    """Give what launches browsers."""
+    find_chromium()
+    with sync_playwright() as playwright:
+        yield playwright.chromium
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: BrowserType) -> Iterator[Browser]:
+    """Give a browser. The tests of a file share it, and each has a new profile in it."""
+    with chromium.launch(executable_path=find_chromium()) as browser:
+        yield browser
+
+
 @pytest.fixture
-def open_page() -> Iterator[OpenPage]:
-    """Give a function that opens a page of a port in a new browser, and returns it.
+def open_page(chromium: BrowserType, browser: Browser) -> Iterator[OpenPage]:
+    """Give a function that opens a page of a port, and returns it.
 
     The test fails if a console says anything: an error of the script, or a violation of the
-    Content-Security-Policy. `profile` is the folder of the user's data, a new one if empty.
+    Content-Security-Policy. With `profile`, a folder of a user's data, the page is in a browser of
+    its own.
     """
-    program = find_chromium()
     said: list[str] = []
+    with ExitStack() as contexts:
 
-    with sync_playwright() as playwright, ExitStack() as browsers:
-
-        def open_path(port: int, path: str = "/", profile: Path | str = "", **options: Any) -> Page:
-            browser = playwright.chromium.launch_persistent_context(
-                profile, executable_path=program, base_url=f"http://127.0.0.1:{port}", **options
-            )
-            browsers.enter_context(browser)
-            page = browser.pages[0]
+        def open_path(
+            port: int, path: str = "/", profile: Path | None = None, **options: Any
+        ) -> Page:
+            options["base_url"] = f"http://127.0.0.1:{port}"
+            if profile:
+                program = find_chromium()
+                context = chromium.launch_persistent_context(
+                    profile, executable_path=program, **options
+                )
+            else:
+                context = browser.new_context(**options)
+            contexts.enter_context(context)
+            page = context.new_page()
             page.on("console", lambda message: said.append(message.text))
             page.on("pageerror", lambda error: said.append(str(error)))
             page.goto(path)

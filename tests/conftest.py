@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.browser import open_page  # noqa: F401, a fixture
+from tests.browser import browser, chromium, open_page  # noqa: F401, fixtures
 
 Report = Callable[[str], None]
 

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import asyncmy
 from asyncmy.cursors import Cursor
@@ -20,6 +21,8 @@ from database import Rows
 from settings import Settings
 from tools import ROOT
 from tools.waiting import free_port
+
+T = TypeVar("T")
 
 CERTIFICATE = (
     "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout key.pem -out cert.pem "
@@ -80,9 +83,8 @@ class PrivateDatabase:
             "--loose-mysqlx=OFF",  # it would listen on a port that is the same for all
             *options,
         ]
-        with log.open(
-            "wb"
-        ) as file:  # a session of its own: Ctrl-C is for the program that stops it
+        with log.open("wb") as file:
+            # A session of its own: Ctrl-C is for the program that stops the server.
             self.process = subprocess.Popen(
                 command, stdout=file, stderr=file, start_new_session=True
             )
@@ -134,8 +136,7 @@ class PrivateDatabase:
                 await cursor.execute(statement, parameters)
                 return tuple(await cursor.fetchall())
 
-        with ThreadPoolExecutor(1) as thread:  # the caller may run in an event loop
-            return thread.submit(asyncio.run, execute()).result()
+        return run_in_thread(execute())
 
     def connections(self, user: str = "app", state: str = "%") -> set[int]:
         """Return the ids of a user's connections that are in a state, a pattern of LIKE."""
@@ -156,6 +157,12 @@ def private_database() -> Iterator[PrivateDatabase]:
             yield database
         finally:
             database.stop()
+
+
+def run_in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine, from a loop of its own: the caller may run in a loop."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
 
 
 def find_server() -> str:

@@ -16,7 +16,7 @@ import seed
 from server import make_app
 from settings import Settings
 from tools import ROOT
-from tools.private_database import PrivateDatabase, private_database
+from tools.private_database import PrivateDatabase, private_database, run_in_thread
 from tools.waiting import free_port, get, until
 
 Client = TestClient[Any, Any]
@@ -87,10 +87,10 @@ def empty_database(shared_database: PrivateDatabase) -> PrivateDatabase:
 
 
 @pytest.fixture
-async def database(empty_database: PrivateDatabase) -> PrivateDatabase:
+def database(empty_database: PrivateDatabase) -> PrivateDatabase:
     """Give a database with 120 accounts: two full pages, and a part of a third."""
     settings = Settings(empty_database.env("seeder") | {"SEED_ACCOUNTS": "120"})
-    await seed.seed(settings)
+    run_in_thread(seed.seed(settings))
     return empty_database
 
 
