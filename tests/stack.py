@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.shell import run_command
 from tools import ROOT
-from tools.waiting import free_port, get
+from tools.waiting import free_port, get, until
 
 IMAGES = ("db", "seeder", "app")  # what the Dockerfile makes
 NOT_COPIED = (".git", ".venv", ".*_cache", "__pycache__", "node_modules")
@@ -20,18 +21,7 @@ NOT_COPIED = (".git", ".venv", ".*_cache", "__pycache__", "node_modules")
 
 def docker(*arguments: str, cwd: Path = ROOT, env: Mapping[str, str] = os.environ) -> str:
     """Run a docker command and return its output; raise AssertionError with its errors."""
-    done = subprocess.run(
-        ["docker", *arguments],
-        cwd=cwd,
-        env=env,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    command = " ".join(arguments)
-    assert done.returncode == 0, f"docker {command}: {done.stdout}{done.stderr}"
-    return done.stdout
+    return run_command("docker", *arguments, cwd=cwd, env=env)
 
 
 def require_engine() -> None:
@@ -47,8 +37,8 @@ def require_engine() -> None:
 
 def start_engine(container: str, *options: str) -> None:
     """Start an engine in a container, and wait until it answers."""
-    run = ("run", "--detach", "--privileged", "--env=DOCKER_TLS_CERTDIR=")
-    docker(*run, f"--name={container}", *options)
+    privileges = ("--privileged", "--env=DOCKER_TLS_CERTDIR=")
+    docker("run", "--detach", *privileges, f"--name={container}", *options)
     docker("exec", container, "sh", "-c", "until docker info; do sleep 0.2; done")
 
 
@@ -59,8 +49,9 @@ def start_mysql(container: str, image: str, passwords: Path, network: str, *opti
         (passwords / user).write_text(f"the password of {user}")
         files.append(f"--volume={passwords / user}:/run/secrets/{user}/password:ro")
     root = "--env=MYSQL_ROOT_PASSWORD_FILE=/run/secrets/root/password"
-    run = ("run", "--detach", f"--name={container}", network, *files, root)
-    docker(*run, "--env=MYSQL_DATABASE=cct", image, "mysqld", *options)
+    variables = ("--env=MYSQL_DATABASE=cct", root)
+    place = (f"--name={container}", network)
+    docker("run", "--detach", *place, *files, *variables, image, "mysqld", *options)
 
 
 def gateway() -> str:
@@ -91,18 +82,7 @@ class Stack:
 
     def shell(self, command: str) -> str:
         """Run a command as a user types it in the folder; raise AssertionError with its errors."""
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=self.folder,
-            env=self.env,
-            check=False,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=300,
-        )
-        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-        return done.stdout
+        return run_command("bash", "-c", command, cwd=self.folder, env=self.env)
 
     def up(self) -> None:
         """Build and start everything, and wait until it is healthy."""
@@ -132,6 +112,19 @@ class Stack:
         """Return when a service's container started."""
         return str(self.inspect(service)["State"]["StartedAt"])
 
+    def heal(self) -> float:
+        """Set the flag and wait for the heal; return the seconds that it took."""
+        started = self.started()
+        began = time.monotonic()
+        assert self.get("/make-unhealthy")[0] == 200
+        self.wait_for_heal(started)
+        return time.monotonic() - began
+
+    def wait_for_heal(self, started: str) -> None:
+        """Wait until app has another start time, and is healthy."""
+        until(lambda: self.started() != started, "restarted")
+        until(lambda: self.health() == "healthy", "healthy")
+
     def logs(self, service: str) -> str:
         """Return the log of a service."""
         return self.compose("logs", "--no-log-prefix", service)
@@ -146,8 +139,8 @@ class Stack:
         The engine does not know of it, as of a process that the kernel ends.
         """
         pid = self.inspect(service)["State"]["Pid"]
-        run = ("run", "--rm", "--privileged", "--pid=host", "python:3.14-slim")
-        docker(*run, "sh", "-c", f"pid={pid}; {command}")
+        on_host = ("--rm", "--privileged", "--pid=host", "python:3.14-slim")
+        docker("run", *on_host, "sh", "-c", f"pid={pid}; {command}")
 
     def in_server(self, command: str) -> None:
         """Run a shell command about the server's process, `$pid`, in its container."""

@@ -13,6 +13,8 @@ Attack = Callable[[int], Coroutine[Any, Any, None]]  # over one connection to a 
 
 HEAD = b"HTTP/1.1\r\nHost: localhost\r\n"
 NOTHING = b"GET /nothing " + HEAD + b"\r\n"
+PAGE = b"GET /?after=1 " + HEAD + b"Accept: text/html\r\n\r\n"
+LAST_PAGE = PAGE[:-2] + b"Connection: close\r\n\r\n"
 
 
 async def send_without_pause(port: int) -> None:

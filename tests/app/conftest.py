@@ -1,6 +1,7 @@
 """What the tests of the app share: a database with accounts, a client, the server as a process."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -23,6 +24,9 @@ Client = TestClient[Any, Any]
 MakeClient = Callable[..., Awaitable[Client]]
 StartServer = Callable[..., "ServerProcess"]
 
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+ACCESS = re.compile(r"127\.0\.0\.1 \w+ '.*' \d+ \d+\.\d+ s")
 FEW_DESCRIPTORS = "-S -n 1024"  # the server may raise this limit, as in a container
 SERVER = (sys.executable, f"{ROOT}/server.py")
 
@@ -60,6 +64,15 @@ class ServerProcess:
     def lines(self) -> list[str]:
         """Return the lines of the log without their times."""
         return [line.partition(" UTC ")[2] or line for line in self.log.read_text().splitlines()]
+
+    def events(self) -> list[str]:
+        """Return the lines of the log that are not of the access log."""
+        return [line for line in self.lines() if not ACCESS.fullmatch(line)]
+
+    def assert_serving(self) -> None:
+        """Assert that page, health and readiness are answered, within the time that a probe has."""
+        for path in ("/", "/health", "/ready"):
+            assert self.get(path, 2)[0] == 200
 
     def memory(self, which: str = "VmRSS") -> int:
         """Return the resident memory in KiB; its peak is VmHWM."""

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from settings import Settings
 from tests.engine.documents import BLOCK
+from tests.shell import run_command
 from tests.stack import NOT_COPIED, docker, require_engine
 from tools import ROOT
 
@@ -34,22 +34,6 @@ def commands_of(kind: str, text: str) -> list[tuple[str, str]]:
     if kind == "console":
         return COMMAND.findall(text)
     return [(text, "")]
-
-
-def run(script: str, folder: Path) -> str:
-    """Run commands of a document and return what they print; `watch` runs its command once."""
-    watch = 'watch() { shift 2; sh -c "$*"; }'
-    done = subprocess.run(
-        ["bash", "-c", f"set -euo pipefail; {watch}\n{script}"],
-        cwd=folder,
-        check=False,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=600,
-    )
-    assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
-    return done.stdout
 
 
 def comparable(output: str) -> str:
@@ -92,7 +76,7 @@ def test_each_command_prints_what_is_printed(name: str, clone: Path) -> None:
         if kind == "sh example":
             continue
         for command, printed in commands_of(kind, text):
-            output = run(command, clone)
+            output = run_command("bash", "-euo", "pipefail", "-c", command, cwd=clone)
             if kind == "console":
                 assert comparable(output) == comparable(printed), command
 
@@ -101,7 +85,7 @@ def test_each_command_prints_what_is_printed(name: str, clone: Path) -> None:
 def test_each_command_is_valid(doc: Path) -> None:
     for kind, text in BLOCK.findall(doc.read_text()):
         for command, _ in commands_of(kind, text):
-            subprocess.run(["bash", "-n"], input=command, check=True, text=True)
+            run_command("bash", "-n", stdin=command)
 
 
 def anchors(doc: Path) -> set[str]:

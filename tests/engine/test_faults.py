@@ -1,96 +1,19 @@
 """Faults of each part of the real stack under a steady load: what clients see, and the recovery."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from tests.conftest import Report
-from tests.engine.machine import Machine
+from tests.engine.clients import Clients, load
 from tests.stack import Stack, docker, running_stack
 from tools.waiting import until
 
 SLOWEST = 2.5  # seconds for an answer: DB_TIMEOUT, and half a second
 BACK = 2.5  # seconds after the database is healthy
-
-
-class Answer(NamedTuple):
-    """What became of one request; status 0 if nothing answered."""
-
-    began: float
-    status: int
-    text: str
-    ended: float
-
-
-class Clients:
-    """Four clients that ask for the page, and one for the health, ten times a second each."""
-
-    def __init__(self, stack: Stack) -> None:
-        self.stack = stack
-        self.pages: list[Answer] = []
-        self.healths: list[Answer] = []
-        self.stopped = threading.Event()
-
-    def ask(self, path: str, answers: list[Answer]) -> None:
-        """Make the requests of one client, until all are stopped."""
-        while not self.stopped.wait(0.1):
-            began = time.monotonic()
-            status, text = self.stack.get(path)
-            answers.append(Answer(began, status, text, time.monotonic()))
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Give a context in which the clients make their requests."""
-        with ThreadPoolExecutor(5) as pool:
-            clients = [pool.submit(self.ask, "/", self.pages) for _ in range(4)]
-            clients.append(pool.submit(self.ask, "/health", self.healths))
-            try:
-                self.wait_for(200, 0)
-                yield
-            finally:
-                self.stopped.set()
-        for client in clients:
-            client.result()  # raises what ended it
-
-    def pages_since(self, moment: float, status: int) -> list[Answer]:
-        """Return the answers with a status, of those to requests that began after a moment."""
-        return [page for page in self.pages if page.began > moment and page.status == status]
-
-    def wait_for(self, status: int, moment: float, seconds: float = 60) -> Answer:
-        """Wait for an answer with a status to a request that begins after a moment."""
-        pages = until(lambda: self.pages_since(moment, status), f"a {status}", seconds)
-        return pages[0]
-
-
-@contextmanager
-def load(stack: Stack, *allowed: int) -> Iterator[Clients]:
-    """Give clients that make requests in the context.
-
-    After it, each page is a good one or has an allowed status, and no row is lost. The health was
-    200 within a second all the time, unless 0 is allowed: then the server may be gone.
-    """
-    rows = stack.sql("CHECKSUM TABLE accounts")
-    clients = Clients(stack)
-    with clients.running():
-        yield clients
-
-    for page in clients.pages:
-        assert page.status in (200, *allowed)
-        if page.status == 200:
-            assert page.text.count('<th scope="row">') == 50
-        if page.status == 503:
-            assert "Try again in a few seconds." in page.text
-    if 0 not in allowed:
-        for health in clients.healths:
-            assert health.status == 200
-            assert health.ended - health.began < 1
-    assert stack.sql("CHECKSUM TABLE accounts") == rows
 
 
 @contextmanager
@@ -238,10 +161,7 @@ def test_killed_healer_is_back_and_heals(stack: Stack) -> None:
     with load(stack):
         stack.on_host("autoheal", "kill -KILL $pid")
         until(lambda: stack.started("autoheal") != started, "restarted")
-
-    started = stack.started()
-    stack.get("/make-unhealthy")
-    until(lambda: stack.started() != started and stack.health() == "healthy", "healed")
+    stack.heal()
 
 
 def test_killed_seeder_is_back_and_seeds(stack: Stack) -> None:
@@ -268,36 +188,3 @@ def test_full_disk_of_the_database(tmp_path: Path) -> None:
         assert len(stack.page()["accounts"]) == 50
         stack.exec("db", "rm", "/var/lib/mysql/filler")
         stack.sql("CREATE TABLE more (id INT)")
-
-
-def wait_until_all_is_back(machine: Machine, clients: Clients, report: Report) -> None:
-    """Wait for a page after the start of the engine, and until all services are sound."""
-    began = time.monotonic()
-    back = clients.wait_for(200, began)
-    report(f"back {back.ended - began:.1f} s after the start of the engine")
-    until(lambda: machine.health() == "healthy", "app healthy")
-    until(lambda: machine.health("db") == "healthy", "db healthy")
-    until(lambda: machine.health("autoheal") == "healthy", "autoheal healthy")
-
-
-def test_engine_stopped(machine: Machine, report: Report) -> None:
-    machine.start_engine()
-    machine.compose("up", "-d", "--wait")
-    started = machine.started()
-    with load(machine, 0, 503) as clients:
-        machine.stop_engine()
-        machine.start_engine()
-        wait_until_all_is_back(machine, clients, report)
-    assert machine.started() != started
-
-
-def test_engine_killed(machine: Machine, report: Report) -> None:
-    """As by a power cut: engine and containers end at once."""
-    machine.start_engine()
-    machine.compose("up", "-d", "--wait")
-    started = machine.started()
-    with load(machine, 0, 503) as clients:
-        machine.lose_power()
-        machine.start_engine()
-        wait_until_all_is_back(machine, clients, report)
-    assert machine.started() != started

@@ -12,6 +12,7 @@ import pytest
 from tests.app.attacks import attacked, pipeline
 from tests.conftest import Report
 from tests.engine.documents import task
+from tests.shell import run_command
 from tests.stack import Stack, docker, gateway, running_stack, start_mysql
 from tools.waiting import free_port, get, until
 
@@ -171,9 +172,8 @@ def clone_as_on_windows(source: Path, folder: Path) -> None:
     """Make a repository of a folder, and clone it with the line ends that Git has on Windows."""
     git = ("git", "-c", "user.name=x", "-c", "user.email=x")
     for command in ("init -q .", "add .", "commit -qm x"):
-        subprocess.run([*git, *command.split()], cwd=source, check=True)
-    clone = ("clone", "-q", "-c", "core.autocrlf=true", ".", folder)
-    subprocess.run([*git, *clone], cwd=source, check=True)
+        run_command(*git, *command.split(), cwd=source)
+    run_command(*git, "clone", "-q", "-c", "core.autocrlf=true", ".", str(folder), cwd=source)
 
 
 def test_second_copy_lives_beside_the_first(stack: Stack, tmp_path: Path) -> None:

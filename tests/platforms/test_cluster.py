@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import Report
 from tests.platforms.document import Document
-from tools import ROOT
+from tests.shell import run_command
 from tools.load import GET, Outcome, load
 from tools.waiting import free_port, get, until
 
@@ -35,17 +35,7 @@ TWO_PASSWORDS = "SELECT COUNT(*) FROM mysql.user WHERE User_attributes LIKE '%ad
 
 def sh(commands: str, stdin: str = "") -> str:
     """Run commands in bash, return their output; raise AssertionError if one fails."""
-    done = subprocess.run(
-        ["bash", "-e", "-o", "pipefail", "-c", commands],
-        cwd=ROOT,
-        input=stdin,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=660,
-    )
-    assert done.returncode == 0, f"{commands}: {done.stdout}{done.stderr}"
-    return done.stdout
+    return run_command("bash", "-e", "-o", "pipefail", "-c", commands, stdin=stdin)
 
 
 def run(*names: str, first: str = "") -> str:

@@ -6,7 +6,6 @@ test_cluster.py shows the rest, on a cluster.
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import yaml
 from run import SHUTDOWN_TIMEOUT
 from settings import Settings
 from tests.platforms.document import Document
+from tests.shell import run_command
 from tests.stack import docker, require_engine
 from tools import ROOT
 from tools.waiting import free_port, get, until
@@ -263,8 +263,7 @@ def print_manifest(**variables: str) -> str:
     """Return what the function `manifest` of the document prints."""
     script = DOCUMENT.commands("Name the images") + "manifest"
     clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    command = ["bash", "-ec", script]
-    return subprocess.check_output(command, cwd=ROOT, env=clean | variables, text=True)
+    return run_command("bash", "-ec", script, env=clean | variables)
 
 
 def test_manifest_prints_the_file_with_other_images() -> None:
@@ -297,7 +296,7 @@ def test_documented_kustomization_has_another_database(tmp_path: Path) -> None:
     assert kustomization
     (tmp_path / "kustomization.yml").write_text(kustomization[1])
     shutil.copytree(FILE.parent, tmp_path / "deploy")
-    text = subprocess.check_output(["kubectl", "kustomize", tmp_path], text=True)
+    text = run_command("kubectl", "kustomize", str(tmp_path))
     objects = read_objects(text)
     for item in objects.values():
         kubernetes_validate.validate(item, VERSIONS[-1], strict=True)

@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import Report
 from tests.platforms.document import Document
+from tests.shell import run_command
 from tests.stack import docker, require_engine, start_engine, start_mysql
 from tools import ROOT
 from tools.load import GET, Outcome, load
@@ -48,8 +49,7 @@ def on(node: str, commands: str) -> str:
 def build(name: str, tag: str) -> None:
     """Run the commands that build and push images."""
     variables = {"COMPOSE_PROJECT_NAME": "cct", "REGISTRY": PUSH, "TAG": tag, "DB_TAG": "1"}
-    commands = ["sh", "-ec", DOCUMENT.commands(name)]
-    subprocess.run(commands, cwd=ROOT, env=os.environ | variables, check=True, timeout=300)
+    run_command("sh", "-ec", DOCUMENT.commands(name), env=os.environ | variables)
 
 
 def start_client() -> None:

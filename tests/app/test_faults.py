@@ -1,0 +1,59 @@
+"""Two hundred faults of the database: the server recovers, and keeps nothing of them."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from asyncmy.errors import MySQLError
+
+from tests.app.conftest import ServerProcess, StartServer, linux
+from tools.private_database import PrivateDatabase
+from tools.waiting import until
+
+
+@linux
+def test_two_hundred_faults_leave_nothing_behind(
+    database: PrivateDatabase, start_server: StartServer
+) -> None:
+    """A fault is a database that hangs, each second time after all its connections were killed."""
+    server = start_server(DB_TIMEOUT="0.1")
+    paths = [f"/?after={after}" for after in range(6)]
+
+    def ask_for_pages() -> set[int]:
+        """Ask for six pages at once; return the statuses of the answers."""
+        with ThreadPoolExecutor() as threads:
+            answers = list(threads.map(server.get, paths))
+        return {status for status, _ in answers}
+
+    def cause_faults(count: int) -> None:
+        """Let the database fail, and recover."""
+        for number in range(count):
+            if number % 2:  # the server must connect while nothing answers
+                kill_connections(database)
+            with database.hanging():
+                assert ask_for_pages() <= {200, 503}
+            until(lambda: ask_for_pages() == {200}, "recovered")
+
+    cause_faults(100)
+    files = open_files(server)
+    kibibytes = server.memory()
+    cause_faults(100)
+    assert open_files(server) <= files + 4
+    assert server.memory() <= kibibytes + 16_384  # a leaked connection a fault would be more
+    assert len(database.connections()) <= 4
+    assert "Traceback" not in server.log.read_text()
+    assert "never retrieved" not in server.log.read_text()
+    server.process.terminate()
+    assert server.process.wait(10) == 0
+
+
+def kill_connections(database: PrivateDatabase) -> None:
+    """End all connections of the app to the database."""
+    for connection in database.connections():
+        with suppress(MySQLError):  # it has ended meanwhile
+            database.sql(f"KILL {connection}")
+
+
+def open_files(server: ServerProcess) -> int:
+    """Return how many files and connections the server has open."""
+    return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))

@@ -1,0 +1,85 @@
+"""Clients that make requests all the time: what they see while something fails."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from tests.stack import Stack
+from tools.waiting import until
+
+
+class Answer(NamedTuple):
+    """What became of one request; status 0 if nothing answered."""
+
+    began: float
+    status: int
+    text: str
+    ended: float
+
+
+class Clients:
+    """Four clients that ask for the page, and one for the health, ten times a second each."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.pages: list[Answer] = []
+        self.healths: list[Answer] = []
+        self.stopped = threading.Event()
+
+    def ask(self, path: str, answers: list[Answer]) -> None:
+        """Make the requests of one client, until all are stopped."""
+        while not self.stopped.wait(0.1):
+            began = time.monotonic()
+            status, text = self.stack.get(path)
+            answers.append(Answer(began, status, text, time.monotonic()))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Give a context in which the clients make their requests."""
+        with ThreadPoolExecutor(5) as pool:
+            clients = [pool.submit(self.ask, "/", self.pages) for _ in range(4)]
+            clients.append(pool.submit(self.ask, "/health", self.healths))
+            try:
+                self.wait_for(200, 0)
+                yield
+            finally:
+                self.stopped.set()
+        for client in clients:
+            client.result()  # raises what ended it
+
+    def pages_since(self, moment: float, status: int) -> list[Answer]:
+        """Return the answers with a status, of those to requests that began after a moment."""
+        return [page for page in self.pages if page.began > moment and page.status == status]
+
+    def wait_for(self, status: int, moment: float, seconds: float = 60) -> Answer:
+        """Wait for an answer with a status to a request that begins after a moment."""
+        pages = until(lambda: self.pages_since(moment, status), f"a {status}", seconds)
+        return pages[0]
+
+
+@contextmanager
+def load(stack: Stack, *allowed: int) -> Iterator[Clients]:
+    """Give clients that make requests in the context.
+
+    After it, each page is a good one or has an allowed status, and no row is lost. The health was
+    200 within a second all the time, unless 0 is allowed: then the server may be gone.
+    """
+    rows = stack.sql("CHECKSUM TABLE accounts")
+    clients = Clients(stack)
+    with clients.running():
+        yield clients
+
+    for page in clients.pages:
+        assert page.status in (200, *allowed)
+        if page.status == 200:
+            assert page.text.count('<th scope="row">') == 50
+        if page.status == 503:
+            assert "Try again in a few seconds." in page.text
+    if 0 not in allowed:
+        for health in clients.healths:
+            assert health.status == 200
+            assert health.ended - health.began < 1
+    assert stack.sql("CHECKSUM TABLE accounts") == rows
