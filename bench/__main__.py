@@ -1,7 +1,7 @@
-"""Measure the server beside its ceiling, its floor and Go, then at growing tables, and the seeder.
+"""Measure the server beside its ceiling, its floor and Go; measure growing tables and the seeder.
 
-All run on loopback, in one process each, one after the other in rounds. The database, the load
-and the program share the machine, so the ratios say more than the rates.
+Each program runs in one process on loopback. The programs take turns, in rounds. The database, the
+load and the program share the machine, so compare ratios, not rates.
 """
 
 import argparse
@@ -44,7 +44,7 @@ Loads = dict[Case, list[Load]]  # one load for each round
 
 
 def main() -> None:
-    """Write bench/results.md."""
+    """Measure everything, and write bench/results.md."""
     options = read_options()
     require_tools()
     start_log()
@@ -149,7 +149,7 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def describe_machine(database: PrivateDatabase) -> str:
-    """Return what the results come from, and how busy the machine is before the first load."""
+    """Return the machine, the versions, and the machine's load before the bench."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     processor = f" ({model[1]})" if model else ""
     ((version,),) = database.sql("SELECT VERSION()")

@@ -1,4 +1,4 @@
-"""The ceiling: aiohttp on uvloop answers the same bytes and headers, constant, without a log."""
+"""The ceiling: aiohttp on uvloop. It answers with a constant page, and keeps no log."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The page and the seeder at growing tables."""
+"""Measure the page and the seeder with growing tables."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ ROWS = 20_000  # in one statement of the SQL for the client: a megabyte, as in a
 
 @dataclass
 class Seeding:
-    """What a run of the seeder took."""
+    """Figures of one run of the seeder."""
 
     seconds: float
     memory: float  # megabytes at most
@@ -45,7 +45,7 @@ def seed(database: PrivateDatabase, accounts: int) -> Seeding:
 def measure_size(
     database: PrivateDatabase, accounts: int, rounds: int, seconds: int
 ) -> dict[str, str]:
-    """Fill the table and load the server with three kinds of requests; return a row of results."""
+    """Fill the table, load the server with three kinds of requests, and return a row of results."""
     seeding = seed(database, accounts)
     first_page = []
     middle_page = []
@@ -72,7 +72,7 @@ def measure_size(
 
 
 def race(database: PrivateDatabase, accounts: int, rounds: int) -> float:
-    """Return how many times as long as the database's own client the seeder takes."""
+    """Return the time of the seeder, divided by the time of the database's own client."""
     sql = database.folder / "accounts.sql"
     write_sql(sql, accounts)
     ratios = []

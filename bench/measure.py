@@ -1,4 +1,4 @@
-"""One load on one program: what its clients saw, and what a request cost."""
+"""Load one program, and measure its answers and its costs."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tools.private_database import PrivateDatabase
 
 @dataclass
 class Load:
-    """What came of a load."""
+    """Figures of one load."""
 
     rate: float  # requests a second
     p50: float  # milliseconds
@@ -33,7 +33,7 @@ class Load:
 
 @dataclass
 class Usage:
-    """What a program and its database have used since they began."""
+    """CPU and memory that a program and its database have used since their start."""
 
     cpu: float  # seconds
     database_cpu: float  # seconds
@@ -43,7 +43,7 @@ class Usage:
 def measure(
     server: Server, connections: int, seconds: int, path: str = "/", accounts: int | None = None
 ) -> Load:
-    """Load a program with wrk: one page, or any page of so many accounts."""
+    """Load a program with wrk: one path, or random pages of a table with `accounts` rows."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", f"{HERE}/report.lua"]
     command.append(f"http://127.0.0.1:{server.port}{path}")
     if accounts is not None:
@@ -77,7 +77,7 @@ def middle(loads: list[Load]) -> Load:
 
 
 async def measure_query(database: PrivateDatabase, seconds: int) -> float:
-    """Make the server's query again and again, alone; return the median of its milliseconds."""
+    """Make the server's query again and again, in a bare loop; return the median in ms."""
     times = []
     arguments = Settings(database.env("app")).connect_arguments()
     async with asyncmy.connect(autocommit=True, stmt_cache_size=8, **arguments) as connection:
@@ -94,7 +94,7 @@ async def measure_query(database: PrivateDatabase, seconds: int) -> float:
 
 
 def read_usage(server: Server) -> Usage:
-    """Return what a program and its database have used."""
+    """Return the CPU and memory that a program and its database have used."""
     database = server.database
     assert database.process
     ((_, queries),) = database.sql("SHOW GLOBAL STATUS LIKE 'Questions'")

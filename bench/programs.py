@@ -1,4 +1,4 @@
-"""The programs that serve the page, and the tools that the bench needs."""
+"""Start the programs that serve the page, and check the tools that the bench needs."""
 
 import os
 import shutil
@@ -46,7 +46,7 @@ class Server:
 
 @contextmanager
 def serving(program: Program, database: PrivateDatabase) -> Iterator[Server]:
-    """Run a program in the context. Its log is a file in the database's folder."""
+    """Start a program, and stop it at the end. Its log is in the folder of the database."""
     port = free_port()
     settings = {"HOST": "127.0.0.1", "PORT": str(port), "PAGE": str(page_file(database))}
     with (database.folder / "program.log").open("wb") as log:
@@ -65,7 +65,7 @@ def serving(program: Program, database: PrivateDatabase) -> Iterator[Server]:
 
 
 def page_file(database: PrivateDatabase) -> Path:
-    """Return the file with the page of server.py, for the others."""
+    """Return a file with the page of server.py, for the other programs."""
     return database.folder / "page.html"
 
 

@@ -15,7 +15,7 @@ OpenPage = Callable[..., Page]
 
 
 def find_chromium() -> str:
-    """Return the path of the browser. Without one skip the test; with REQUIRE_BROWSER=1 fail it."""
+    """Return the path of the browser; skip the test without one, or fail if REQUIRE_BROWSER=1."""
     for name in ("chromium", "chromium-browser", "google-chrome"):
         path = shutil.which(name)
         if path:
@@ -27,7 +27,7 @@ def find_chromium() -> str:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[BrowserType]:
-    """Give what launches browsers."""
+    """Start Playwright; yield its launcher of Chromium."""
     find_chromium()
     with sync_playwright() as playwright:
         yield playwright.chromium
@@ -35,18 +35,18 @@ def chromium() -> Iterator[BrowserType]:
 
 @pytest.fixture(scope="module")
 def browser(chromium: BrowserType) -> Iterator[Browser]:
-    """Give a browser. The tests of a file share it, and each has a new profile in it."""
+    """Yield a browser. The tests of a file share the browser, but no profile."""
     with chromium.launch(executable_path=find_chromium()) as browser:
         yield browser
 
 
 @pytest.fixture
 def open_page(chromium: BrowserType, browser: Browser) -> Iterator[OpenPage]:
-    """Give a function that opens a page of a port, and returns it.
+    """Yield a function that opens a page of a port.
 
-    The test fails if a console says anything: an error of the script, or a violation of the
-    Content-Security-Policy. With `profile`, a folder of a user's data, the page is in a browser of
-    its own.
+    The test fails if the console has a message: an error of the script, or a violation of the
+    Content-Security-Policy. `profile` is a folder with a user's data; it needs a browser of its
+    own.
     """
     said: list[str] = []
     with ExitStack() as contexts:

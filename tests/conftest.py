@@ -1,4 +1,4 @@
-"""What all tests share: measured figures, and a summary at the end of the run."""
+"""Fixtures of all tests, and the summary at the end of the run."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ Report = Callable[[str], None]
 
 @pytest.fixture
 def report(record_property: Callable[[str, object], None]) -> Report:
-    """Give a function that takes a line for the end of the run."""
+    """Return a function that keeps a line for the end of the run."""
 
     def keep(line: str) -> None:
         record_property("figure", line)

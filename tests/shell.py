@@ -13,7 +13,7 @@ TIMEOUT = 660  # seconds; an installation on Kubernetes may wait for ten minutes
 def run_command(
     *command: str, cwd: Path = ROOT, env: Mapping[str, str] = os.environ, stdin: str = ""
 ) -> str:
-    """Run a command and return its output; raise AssertionError with its errors."""
+    """Run a command, and return its output; raise AssertionError with the output if it fails."""
     done = subprocess.run(
         command,
         cwd=cwd,

@@ -1,4 +1,4 @@
-"""A Compose stack of the tests' own, in a real engine."""
+"""A Compose stack for tests, in a real engine."""
 
 import json
 import os
@@ -20,12 +20,12 @@ NOT_COPIED = (".git", ".venv", ".*_cache", "__pycache__", "node_modules")
 
 
 def docker(*arguments: str, cwd: Path = ROOT, env: Mapping[str, str] = os.environ) -> str:
-    """Run a docker command and return its output; raise AssertionError with its errors."""
+    """Run a docker command, and return its output; raise AssertionError if it fails."""
     return run_command("docker", *arguments, cwd=cwd, env=env)
 
 
 def require_engine() -> None:
-    """Skip the test if there is no engine with Compose; fail it if REQUIRE_DOCKER=1."""
+    """Skip the test if there is no engine with Compose, or fail if REQUIRE_DOCKER=1."""
     try:
         docker("compose", "version")
         docker("info")
@@ -43,7 +43,7 @@ def start_engine(container: str, *options: str) -> None:
 
 
 def start_mysql(container: str, image: str, passwords: Path, network: str, *options: str) -> None:
-    """Start a MySQL of no stack from the image of db; write its passwords into a folder."""
+    """Start a MySQL outside of a stack, from the image of db. Write its passwords into a folder."""
     files = []
     for user in ("root", "seeder", "app"):
         (passwords / user).write_text(f"the password of {user}")
@@ -61,7 +61,7 @@ def gateway() -> str:
 
 
 class Stack:
-    """A copy of the project in a folder of its own, with a project name and a port of its own."""
+    """A copy of the project in its own folder, with its own project name and port."""
 
     def __init__(self, folder: Path, source: Path = ROOT, **settings: str) -> None:
         require_engine()
@@ -81,7 +81,7 @@ class Stack:
         return self.docker("compose", *arguments)
 
     def shell(self, command: str) -> str:
-        """Run a command as a user types it in the folder; raise AssertionError with its errors."""
+        """Run a command in bash, as a user does; raise AssertionError if it fails."""
         return run_command("bash", "-c", command, cwd=self.folder, env=self.env)
 
     def up(self) -> None:
@@ -89,7 +89,7 @@ class Stack:
         self.compose("up", "-d", "--build", "--wait")
 
     def down(self) -> None:
-        """Remove everything that it made."""
+        """Remove the containers, volumes, networks and images of the stack."""
         self.compose("down", "-v", "-t", "2", "--rmi", "local", "--remove-orphans")
 
     def container(self, service: str) -> str:
@@ -97,11 +97,11 @@ class Stack:
         return f"{self.name}-{service}-1"
 
     def images(self) -> list[str]:
-        """Return the names of the images that it made."""
+        """Return the names of the stack's images."""
         return [f"{self.name}-{image}" for image in IMAGES]
 
     def inspect(self, service: str) -> Any:
-        """Return what the engine knows about a service's container."""
+        """Return the engine's description of a service's container."""
         return json.loads(self.docker("inspect", self.container(service)))[0]
 
     def health(self, service: str = "app") -> str:
@@ -109,7 +109,7 @@ class Stack:
         return str(self.inspect(service)["State"]["Health"]["Status"])
 
     def started(self, service: str = "app") -> str:
-        """Return when a service's container started."""
+        """Return the start time of a service's container."""
         return str(self.inspect(service)["State"]["StartedAt"])
 
     def heal(self) -> float:
@@ -134,16 +134,16 @@ class Stack:
         return self.docker("exec", self.container(service), *command)
 
     def on_host(self, service: str, command: str) -> None:
-        """Run a shell command about a service's first process, `$pid`, on the host.
+        """Run a shell command on the host. `$pid` is the first process of a service.
 
-        The engine does not know of it, as of a process that the kernel ends.
+        The engine takes a kill from there for a crash.
         """
         pid = self.inspect(service)["State"]["Pid"]
         on_host = ("--rm", "--privileged", "--pid=host", "python:3.14-slim")
         docker("run", *on_host, "sh", "-c", f"pid={pid}; {command}")
 
     def in_server(self, command: str) -> None:
-        """Run a shell command about the server's process, `$pid`, in its container."""
+        """Run a shell command in the container of app. `$pid` is the server's process."""
         child_of_init = "read pid </proc/1/task/1/children"
         self.exec("app", "sh", "-c", f"{child_of_init}; {command}")
 
@@ -167,11 +167,11 @@ class Stack:
         return self.exec("db", "sh", "-c", "cat /run/secrets/*/password").split()
 
     def get(self, path: str = "/", **headers: str) -> tuple[int, str]:
-        """Return status and text of an answer; status 0 if there is none."""
+        """Return the status and text of an answer; status 0 if there is no answer."""
         return get(self.port, path, 10, **headers)
 
     def page(self) -> Any:
-        """Return the page of accounts for programs."""
+        """Return the page of accounts as JSON."""
         status, text = self.get(accept="application/json")
         assert status == 200, text
         return json.loads(text)
@@ -179,7 +179,7 @@ class Stack:
 
 @contextmanager
 def running_stack(folder: Path, source: Path = ROOT, **settings: str) -> Iterator[Stack]:
-    """Give a stack that is up, and leave nothing of it behind."""
+    """Start a stack; remove it at the end."""
     stack = Stack(folder, source, **settings)
     try:
         stack.up()

@@ -1,4 +1,4 @@
-"""Programs beside the product: a private database, `make local`, waiting, a load of requests."""
+"""Tools for the tests and the bench: a private database, `make local`, waiting, load."""
 
 from pathlib import Path
 

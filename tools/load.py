@@ -1,7 +1,7 @@
-"""The load of the Swarm and Kubernetes tests: eight clients in a container that never try again.
+"""Load for the Swarm and Kubernetes tests: eight clients in a container. They never retry.
 
-`load` starts this file in the container. Half of its clients keep their connection, the others
-make a new one for each request.
+`load` starts this file in the container. Four clients keep their connection. The others connect
+for each request.
 """
 
 import json
@@ -33,7 +33,7 @@ print(client.getresponse().read().decode(), end="")
 
 @dataclass
 class Outcome:
-    """What became of the requests."""
+    """The number of answers by container, and of failures by kind."""
 
     answers: dict[str, int] = field(default_factory=dict)  # by the container that answered
     failures: dict[str, int] = field(default_factory=dict)  # by kind
@@ -47,10 +47,10 @@ def load(
     event: str,
     may_fail: str = "nothing",
 ) -> Iterator[Outcome]:
-    """Keep the app busy in the context, and count; the outcome is complete after it.
+    """Keep the app busy until the end of the context. Then the outcome is complete.
 
-    `container` is the command that runs a program in the container. Raise AssertionError if a
-    request fails in another way than `may_fail`, a part of the failure's text.
+    `container` is the command that runs a program in the container. `may_fail` is a part of the
+    text of failures that are allowed. Raise AssertionError for any other failure.
     """
     outcome = Outcome()
     program = [*container, "python", "-c", Path(__file__).read_text(), host]
@@ -79,7 +79,7 @@ class Clients:
         self.over = Event()
 
     def run(self) -> None:
-        """Make requests until standard input is closed; print what became of them."""
+        """Make requests until standard input is closed; print the outcome."""
         with ThreadPoolExecutor(CLIENTS) as pool:
             for number in range(CLIENTS):
                 pool.submit(self.ask, number % 2 == 0)
@@ -106,7 +106,7 @@ class Clients:
                 connection = None
 
     def connect(self) -> HTTPConnection:
-        """Return a connection to one of the host's addresses, another one each time."""
+        """Return a connection to a random address of the host."""
         addresses = [str(info[4][0]) for info in socket.getaddrinfo(self.host, 80)]
         return HTTPConnection(random.choice(addresses), timeout=10)
 

@@ -1,4 +1,4 @@
-"""`make local`: the scenario of docker-compose.yml as plain processes: seed, serve, heal."""
+"""`make local`: the stack as plain processes. Seed, serve and heal, without Docker."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ RETRIES = 3  # failed probes that make the server unhealthy
 
 
 def main() -> None:
-    """Run the scenario until SIGINT or SIGTERM."""
+    """Run the stack until SIGINT or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     address = os.environ.get("APP_ADDRESS") or "127.0.0.1"
     port = int(os.environ.get("APP_PORT") or 5000)
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def require_free_port(address: str, port: int) -> None:
-    """Exit with a message if the server could not listen there."""
+    """Exit with a message if the port cannot be used."""
     try:
         socket.create_server((address, port)).close()
     except OSError as error:
@@ -54,7 +54,7 @@ def serve_and_heal(settings: dict[str, str]) -> None:
 
 
 def wait_until_unhealthy(server: subprocess.Popen[bytes], settings: dict[str, str]) -> None:
-    """Return when RETRIES probes in a row have failed, or when the server has ended."""
+    """Return when RETRIES probes in a row have failed, or the server has ended."""
     probe = [sys.executable, f"{ROOT}/probe.py"]
     failures = 0
     while failures < RETRIES and server.poll() is None:
@@ -70,7 +70,7 @@ def wait_until_unhealthy(server: subprocess.Popen[bytes], settings: dict[str, st
 
 
 def start(program: str, settings: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own: Ctrl-C is for this process, which stops it."""
+    """Start a program in a session of its own. Ctrl-C reaches only this process, which stops it."""
     command = [sys.executable, f"{ROOT}/{program}"]
     return subprocess.Popen(command, env=os.environ | settings, start_new_session=True)
 

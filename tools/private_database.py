@@ -1,4 +1,4 @@
-"""A private database server, MySQL or MariaDB, for the tests, the bench and `make local`."""
+"""A private MySQL or MariaDB server for the tests, the bench and `make local`."""
 
 import asyncio
 import os
@@ -31,10 +31,10 @@ CERTIFICATE = (
 
 
 class PrivateDatabase:
-    """A database server on 127.0.0.1, with its data, users and certificate in its own folder."""
+    """A database server on 127.0.0.1. Its data, users and certificate are in its own folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Make the data; exit with a message if there is no database server or it fails."""
+        """Make the data; exit with a message if there is no database server, or if it fails."""
         self.folder = folder
         self.port = free_port()
         self.passwords = {user: secrets.token_hex(8) for user in ("root", "app", "seeder")}
@@ -51,7 +51,7 @@ class PrivateDatabase:
         (folder / "users.sql").write_text(self.statements())
 
     def statements(self) -> str:
-        """Return what the server runs when it starts: the SQL of users.sh, and root over TCP."""
+        """Return the SQL for the server's start: the users of users.sh, and root over TCP."""
         text = (ROOT / "db" / "users.sh").read_text()
         users = text.partition("<<SQL\n")[2].partition("SQL\n")[0]
         for user, password in self.passwords.items():
@@ -66,7 +66,7 @@ class PrivateDatabase:
         )
 
     def start(self, *options: str) -> None:
-        """Start the server, and wait until it takes connections; exit with its log if it ends."""
+        """Start the server, and wait until it accepts connections; exit with its log if it ends."""
         log = self.folder / "log"
         command = [
             self.program,
@@ -94,13 +94,13 @@ class PrivateDatabase:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Stop the server if it runs, and wait for its end."""
+        """Stop the server, and wait for its end."""
         if self.process:
             self.process.terminate()
             self.process.wait()
 
     def env(self, user: str) -> dict[str, str]:
-        """Return the settings of a program that logs in as a user."""
+        """Return the settings for a program that logs in as this user."""
         return {
             "DB_HOST": "127.0.0.1",
             "DB_PORT": str(self.port),
@@ -110,7 +110,7 @@ class PrivateDatabase:
 
     @contextmanager
     def hanging(self) -> Iterator[None]:
-        """Give a context in which the server accepts connections and never answers."""
+        """Freeze the server in the context: it accepts connections, but never answers."""
         assert self.process
         self.process.send_signal(signal.SIGSTOP)
         try:
@@ -120,7 +120,7 @@ class PrivateDatabase:
 
     @asynccontextmanager
     async def cursor(self, user: str = "root") -> AsyncIterator[Cursor]:
-        """Give a cursor of a connection of a user."""
+        """Connect as a user; yield a cursor."""
         arguments = Settings(self.env(user)).connect_arguments()
         connection = await asyncmy.connect(autocommit=True, **arguments)
         try:
@@ -139,7 +139,7 @@ class PrivateDatabase:
         return run_in_thread(execute())
 
     def connections(self, user: str = "app", state: str = "%") -> set[int]:
-        """Return the ids of a user's connections that are in a state, a pattern of LIKE."""
+        """Return the ids of a user's connections. `state` is a pattern of LIKE."""
         select = (
             "SELECT id FROM information_schema.processlist "
             "WHERE user = %s AND IFNULL(state, '') LIKE %s"
@@ -149,7 +149,7 @@ class PrivateDatabase:
 
 @contextmanager
 def private_database() -> Iterator[PrivateDatabase]:
-    """Give a database server that runs, and leave nothing of it behind."""
+    """Start a database server; stop and delete it at the end."""
     with tempfile.TemporaryDirectory(prefix="cct-") as folder:
         database = PrivateDatabase(Path(folder))
         try:
@@ -160,13 +160,13 @@ def private_database() -> Iterator[PrivateDatabase]:
 
 
 def run_in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Return the result of a coroutine, from a loop of its own: the caller may run in a loop."""
+    """Run a coroutine in a thread, because the caller may run in a loop; return its result."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, coroutine).result()
 
 
 def find_server() -> str:
-    """Return the path of a database server, DATABASE_SERVER first; exit with a message if none."""
+    """Return the path of DATABASE_SERVER, mysqld or mariadbd; exit if there is none."""
     path = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
     for name in (os.environ.get("DATABASE_SERVER") or "mysqld", "mysqld", "mariadbd"):
         if program := shutil.which(name, path=path):
@@ -175,7 +175,7 @@ def find_server() -> str:
 
 
 def run(command: list[str], folder: Path) -> str:
-    """Run a command in a folder and return its output; exit with the output if it fails."""
+    """Run a command in a folder, and return its output; exit with the output if it fails."""
     done = subprocess.run(
         command,
         cwd=folder,

@@ -10,7 +10,10 @@ T = TypeVar("T")
 
 
 def until(condition: Callable[[], T], description: str, seconds: float = 60) -> T:
-    """Return the first true result of a condition; AssertionError after `seconds` without one."""
+    """Wait for a condition, and return its first true result.
+
+    Raise AssertionError if the condition is still false after `seconds`.
+    """
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < deadline, f"not {description} within {seconds} s"
@@ -19,7 +22,7 @@ def until(condition: Callable[[], T], description: str, seconds: float = 60) -> 
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody listens on."""
+    """Return a free TCP port of 127.0.0.1."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -27,9 +30,9 @@ def free_port() -> int:
 
 
 def get(port: int, path: str = "/", timeout: float = 10, **headers: str) -> tuple[int, str]:
-    """Return status and text of an answer from 127.0.0.1; status 0 if there is no answer.
+    """Return the status and text of an answer from 127.0.0.1; status 0 if there is no answer.
 
-    A header is a keyword: user_agent is User-Agent. The timeout is in seconds.
+    Headers are keywords: user_agent is User-Agent. The timeout is in seconds.
     """
     client = HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:

@@ -1,4 +1,4 @@
-"""Clients that mean harm, in a process of their own."""
+"""Attacks: clients that harm the server, in a process of their own."""
 
 import asyncio
 import multiprocessing
@@ -66,7 +66,7 @@ def make_bomb() -> bytes:
 
 
 async def ask_for_random_pages(port: int) -> None:
-    """Ask for a random page, and for the next as soon as it has come."""
+    """Ask for random pages, one after the other, without a pause."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while True:
         after = random.randrange(1 << 62)
@@ -84,7 +84,7 @@ async def open_connections(port: int) -> None:
 
 @contextmanager
 def attacked(port: int, attack: Attack, clients: int) -> Iterator[None]:
-    """Give a context in which clients attack a port."""
+    """Attack a port with this many clients, until the end of the context."""
     process = multiprocessing.get_context("spawn").Process(target=run, args=(attack, port, clients))
     process.start()
     try:
@@ -96,17 +96,17 @@ def attacked(port: int, attack: Attack, clients: int) -> Iterator[None]:
 
 
 def run(attack: Attack, port: int, clients: int) -> None:
-    """Attack a port for ever."""
+    """Run the attack in this process, without an end."""
     asyncio.run(run_clients(attack, port, clients))
 
 
 async def run_clients(attack: Attack, port: int, clients: int) -> None:
-    """Attack a port with many clients at once."""
+    """Run all clients at once."""
     await asyncio.gather(*[repeat(attack, port) for _ in range(clients)])
 
 
 async def repeat(attack: Attack, port: int) -> None:
-    """Attack a port, over a new connection after each that the server has closed."""
+    """Attack a port. Connect again after each connection that the server has closed."""
     while True:
         with suppress(OSError, asyncio.IncompleteReadError):
             await attack(port)

@@ -1,4 +1,4 @@
-"""What the tests of the app share: a database with accounts, a client, the server as a process."""
+"""Fixtures of the app's tests: a database with accounts, a client, the server as a process."""
 
 import os
 import re
@@ -32,9 +32,9 @@ SERVER = (sys.executable, f"{ROOT}/server.py")
 
 
 class ServerProcess:
-    """A server that runs, with its log in a file.
+    """A running server. Its log is a file.
 
-    `limit` is an argument of ulimit. `program` is the command that runs the server.
+    `limit` is an argument of ulimit. `program` is the command that starts the server.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ServerProcess:
         until(lambda: text in self.log.read_text(), f"in the log: {text}", 10)
 
     def get(self, path: str = "/", timeout: float = 10, **headers: str) -> tuple[int, str]:
-        """Return status and text of an answer."""
+        """Return the status and text of an answer."""
         return get(self.port, path, timeout, **headers)
 
     def lines(self) -> list[str]:
@@ -66,16 +66,16 @@ class ServerProcess:
         return [line.partition(" UTC ")[2] or line for line in self.log.read_text().splitlines()]
 
     def events(self) -> list[str]:
-        """Return the lines of the log that are not of the access log."""
+        """Return the lines of the log without the access log."""
         return [line for line in self.lines() if not ACCESS.fullmatch(line)]
 
     def assert_serving(self) -> None:
-        """Assert that page, health and readiness are answered, within the time that a probe has."""
+        """Assert that the page, /health and /ready answer with 200 within 2 s."""
         for path in ("/", "/health", "/ready"):
             assert self.get(path, 2)[0] == 200
 
     def memory(self, which: str = "VmRSS") -> int:
-        """Return the resident memory in KiB; its peak is VmHWM."""
+        """Return the resident memory in KiB. `VmHWM` is its peak."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         value = status.partition(f"{which}:")[2].split()[0]
         return int(value)
@@ -94,14 +94,14 @@ def shared_database() -> Iterator[PrivateDatabase]:
 
 @pytest.fixture
 def empty_database(shared_database: PrivateDatabase) -> PrivateDatabase:
-    """Give a database without the table."""
+    """Return a database without the table."""
     shared_database.sql("DROP TABLE IF EXISTS cct.accounts")
     return shared_database
 
 
 @pytest.fixture
 def database(empty_database: PrivateDatabase) -> PrivateDatabase:
-    """Give a database with 120 accounts: two full pages, and a part of a third."""
+    """Return a database with 120 accounts: two full pages and a part of a third."""
     settings = Settings(empty_database.env("seeder") | {"SEED_ACCOUNTS": "120"})
     run_in_thread(seed.seed(settings))
     return empty_database
@@ -109,7 +109,7 @@ def database(empty_database: PrivateDatabase) -> PrivateDatabase:
 
 @pytest.fixture
 def make_client(aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch) -> MakeClient:
-    """Give a function that starts a healthy app with settings, and returns a client of it."""
+    """Return a function that starts a healthy app with settings, and returns its client."""
 
     async def make(settings: dict[str, str]) -> Client:
         monkeypatch.setattr("server.unhealthy_reason", "")
@@ -127,7 +127,7 @@ async def client(make_client: MakeClient, database: PrivateDatabase) -> Client:
 
 @pytest.fixture
 def start_server(database: PrivateDatabase, tmp_path: Path) -> Iterator[StartServer]:
-    """Give a function that starts a server with settings. The server ends after the test."""
+    """Yield a function that starts a server with settings. Stop the servers after the test."""
     with ExitStack() as servers:
 
         def start(

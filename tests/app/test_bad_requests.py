@@ -14,9 +14,9 @@ from tools.waiting import until
 
 
 def exchange(server: ServerProcess, request: bytes) -> bytes:
-    """Send bytes, and return all that comes back until the server closes the connection.
+    """Send bytes, and return the answer. Read until the server closes the connection.
 
-    The client sends nothing more as soon as anything has come.
+    The client closes its sending half when the first part of the answer arrives.
     """
     answer = b""
     with (
@@ -32,7 +32,7 @@ def exchange(server: ServerProcess, request: bytes) -> bytes:
 
 
 def read_pages(client: socket.socket, count: int) -> bytes:
-    """Return what comes, until it holds so many pages."""
+    """Read `count` pages, and return them."""
     answers = b""
     while answers.count(b"</html>\n") < count:
         received = client.recv(4096)
@@ -105,7 +105,7 @@ def test_nine_requests_at_once_are_answered(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("count", [MAX_AHEAD + 2, 1000])
 def test_more_requests_at_once_are_refused_together(server: ServerProcess, count: int) -> None:
-    """The log has one line for them."""
+    """The log has one line for all of them."""
     head, _, body = exchange(server, NOTHING * count).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 429 ")
     assert body == b"Wait for answers before you send more requests.\n"

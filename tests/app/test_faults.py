@@ -1,4 +1,4 @@
-"""Two hundred faults of the database: the server recovers, and keeps nothing of them."""
+"""Two hundred faults of the database. The server recovers, and leaks nothing."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,7 +15,7 @@ from tools.waiting import until
 def test_two_hundred_faults_leave_nothing_behind(
     database: PrivateDatabase, start_server: StartServer
 ) -> None:
-    """A fault is a database that hangs, each second time after all its connections were killed."""
+    """In each fault, the database hangs. Before every second fault, all connections are killed."""
     server = start_server(DB_TIMEOUT="0.1")
     paths = [f"/?after={after}" for after in range(6)]
 
@@ -26,7 +26,7 @@ def test_two_hundred_faults_leave_nothing_behind(
         return {status for status, _ in answers}
 
     def cause_faults(count: int) -> None:
-        """Let the database fail, and recover."""
+        """Make the database hang and recover, `count` times."""
         for number in range(count):
             if number % 2:  # the server must connect while nothing answers
                 kill_connections(database)

@@ -1,4 +1,4 @@
-"""server_log.py: what the log tells, and a log that cannot be written."""
+"""server_log.py: the lines of the log, and a log that cannot be written."""
 
 import os
 import re
@@ -22,7 +22,7 @@ PAGE = 4096  # bytes; a small disk gives a file its space in pages
 
 
 def test_log_tells_the_story(server: ServerProcess) -> None:
-    """Probes that succeed are not in it."""
+    """Successful probes are not logged."""
     assert server.get("/health")[0] == 200
     assert server.get("/")[0] == 200
     assert server.get("/ready")[0] == 200
@@ -53,7 +53,7 @@ def test_path_in_the_log_is_short(server: ServerProcess) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Give a folder that is a disk of 64 KiB."""
+    """Yield a folder on a disk of 64 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
@@ -66,7 +66,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_full_disk_fails_no_request_and_is_told(
     start_server: StartServer, small_disk: Path
 ) -> None:
-    """When there is space again, one line says how many lines were lost."""
+    """When the disk has space again, one line tells the number of lost lines."""
     server = start_server(log=small_disk / "log")
     other = small_disk / "other"
     with pytest.raises(OSError, match="No space left"):
@@ -101,7 +101,7 @@ def test_full_disk_fails_no_request_and_is_told(
 def server_with_stdout(
     database: PrivateDatabase, stdout: int
 ) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """Give the port and the process of a server. If stdout is a pipe, it takes 4 KiB."""
+    """Start a server that logs to `stdout`; yield its port and process. A pipe takes 4 KiB."""
     port = free_port()
     own = {"HOST": "127.0.0.1", "PORT": str(port)}
     with subprocess.Popen(
@@ -119,7 +119,7 @@ def server_with_stdout(
 
 
 def test_full_stdout_fails_no_request(database: PrivateDatabase) -> None:
-    """The server ends well, too."""
+    """SIGTERM ends the server with 0, too."""
     with (
         Path("/dev/full").open("wb") as full,
         server_with_stdout(database, full.fileno()) as (port, process),

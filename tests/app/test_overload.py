@@ -1,4 +1,4 @@
-"""Overload: the server goes on, and keeps nothing of it. These tests need both cores."""
+"""Overload: other clients do not notice it. Run these tests alone: they need both cores."""
 
 import resource
 import socket
@@ -40,9 +40,9 @@ def many_descriptors() -> None:
 
 
 def use(server: ServerProcess, seconds: float) -> float:
-    """Ask for /health and a page again and again; return the longest time that /health took.
+    """Ask for /health and a page for some seconds; return the longest time of /health.
 
-    Raise AssertionError if there is another status than 200.
+    Raise AssertionError if a status is not 200.
     """
     slowest = 0.0
     end = time.monotonic() + seconds
@@ -58,7 +58,7 @@ def use(server: ServerProcess, seconds: float) -> float:
 def connections(
     server: ServerProcess, count: int, buffer: int = 0
 ) -> Iterator[list[socket.socket]]:
-    """Give connections, and close them. `buffer` is for what a client has not read, in bytes."""
+    """Open connections, and close them at the end. `buffer` is the receive buffer in bytes."""
     with ExitStack() as stack:
         clients = [stack.enter_context(socket.socket()) for _ in range(count)]
         for client in clients:
@@ -70,7 +70,7 @@ def connections(
 
 
 def unread_bytes(server: ServerProcess) -> list[int]:
-    """Return for each connection of the server how much its client has not taken."""
+    """Return the number of unread bytes for each connection of the server."""
     unread = []
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, local, _, state, queues, *_ = line.split()
@@ -80,7 +80,7 @@ def unread_bytes(server: ServerProcess) -> list[int]:
 
 
 def cpu_time(server: ServerProcess) -> float:
-    """Return the seconds that the server has computed since its start."""
+    """Return the CPU seconds of the server since its start."""
     fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
     ticks = int(fields[11]) + int(fields[12])  # as a user, and in the kernel
     return ticks / 100
@@ -90,7 +90,7 @@ def cpu_time(server: ServerProcess) -> float:
 
 
 def use_under_attack(server: ServerProcess, attack: Attack, clients: int) -> float:
-    """Use the server during an attack; return the longest time that /health took."""
+    """Use the server during an attack; return the longest time of /health."""
     lines = len(server.lines())
     with attacked(server.port, attack, clients):
         until(lambda: len(server.lines()) > lines + 20, "under attack")
@@ -98,7 +98,7 @@ def use_under_attack(server: ServerProcess, attack: Attack, clients: int) -> flo
 
 
 def assert_nobody_noticed(server: ServerProcess, report: Report, slowest: float) -> None:
-    """Assert that an attack has left no trace but lines of the access log."""
+    """Assert that an attack has cost little time and memory, and logged no event."""
     megabytes = server.memory("VmHWM") / 1024
     report(f"/health within {slowest:.2f} s, {megabytes:.0f} MB")
     assert slowest < 0.5
@@ -114,7 +114,7 @@ def test_nobody_notices_requests_without_pause(server: ServerProcess, report: Re
 
 @linux
 def test_backlog_goes_with_its_sender(server: ServerProcess, report: Report) -> None:
-    """Twenty clients send a million requests, and then no more. None of these is answered."""
+    """Twenty clients send a million requests, and then nothing more."""
     with attacked(server.port, leave_a_backlog, 20):
         until(lambda: server.log.read_text().count("GET '/nothing'") >= 20, "under attack")
         slowest = use(server, seconds=1)
@@ -145,7 +145,7 @@ def test_nobody_notices_zip_bombs(server: ServerProcess, report: Report) -> None
 
 
 def test_nobody_notices_a_load(server: ServerProcess, report: Report) -> None:
-    """The clients keep their connections. None of them is refused."""
+    """The clients keep their connections, and no request is refused."""
     slowest = use_under_attack(server, ask_for_random_pages, 64)
     slowest = max(slowest, use_under_attack(server, ask_for_random_pages, 1024))
     log = server.log.read_text()
@@ -158,7 +158,7 @@ def test_nobody_notices_a_load(server: ServerProcess, report: Report) -> None:
 
 
 def get_in_time(server: ServerProcess, path: str) -> tuple[int, str]:
-    """Return status and text of an answer that took less than 2 s."""
+    """Return the status and text of an answer; assert that it took less than 2 s."""
     began = time.monotonic()
     answer = server.get(path)
     assert time.monotonic() < began + 2
@@ -243,7 +243,7 @@ def test_clients_that_never_read_are_cut_off(start_server: StartServer) -> None:
 
 @linux
 def test_unread_answer_of_a_closed_connection_is_dropped(start_server: StartServer) -> None:
-    """The server has closed the connection, so only the kernel knows its answer."""
+    """The server has closed the connection. The kernel still has the answer."""
     code = "import run, server; run.UNREAD_TIMEOUT = 1; server.main()"
     server = start_server(program=(sys.executable, "-c", code))
     with connections(server, 20, buffer=2048) as deaf:

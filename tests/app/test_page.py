@@ -1,4 +1,4 @@
-"""The page in a real browser: what people see, hear and do."""
+"""The page in a real browser."""
 
 import json
 import re
@@ -40,7 +40,7 @@ OTHER_SHAPES = [  # of what the session storage may hold
 
 
 def audit(page: Page) -> None:
-    """Assert that an accessibility audit finds nothing, in light and in dark."""
+    """Assert that an accessibility audit finds nothing, in the light and the dark scheme."""
     for scheme, color in TEXT_COLORS.items():
         page.emulate_media(color_scheme=scheme)
         expect(page.locator("body")).to_have_css("color", color)
@@ -49,9 +49,9 @@ def audit(page: Page) -> None:
 
 
 def hide(page: Page) -> None:
-    """Put the tab into the background, and assert that it asks nothing for a second.
+    """Hide the tab, and assert that it sends no request for a second.
 
-    Playwright keeps every tab visible, so this imitates what the browser does.
+    Playwright keeps every tab visible, so this sets what the browser would set.
     """
     page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
@@ -60,13 +60,13 @@ def hide(page: Page) -> None:
 
 
 def bring_back(page: Page) -> None:
-    """Bring the tab back into the foreground."""
+    """Show the tab again."""
     page.evaluate("delete document.hidden")
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
 
 
 def press(page: Page) -> None:
-    """Make the server unhealthy, and wait until the page tells that."""
+    """Press the button, and wait for the first step."""
     page.get_by_role("button").click()
     expect(page.get_by_text("made unhealthy")).to_be_visible()
 

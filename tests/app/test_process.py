@@ -115,7 +115,7 @@ def test_answer_while_draining_closes_the_connection(start_server: StartServer) 
 
 @pytest.fixture
 def silent_resolver(tmp_path: Path) -> Iterator[socket.socket]:
-    """Give a name server that never answers, and a resolv.conf that names it."""
+    """Start a name server that never answers; yield a resolv.conf that names it."""
     if subprocess.run(["unshare", "--mount", "true"], check=False).returncode != 0:
         pytest.skip("needs root, to give the server a resolv.conf of its own")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
@@ -148,7 +148,7 @@ def test_sigterm_ends_the_server_while_dns_hangs(
 
 @pytest.mark.parametrize("sent", [b"", b"GET /hea", HALF_A_REQUEST, REQUEST, REQUEST * 2 + b"GE"])
 def test_idle_connection_is_closed(start_server: StartServer, sent: bytes) -> None:
-    """KEEP_ALIVE is 120 s. Here it is 1 s, so that the test need not wait."""
+    """KEEP_ALIVE is 1 s here, instead of 120 s."""
     code = "import run, server; run.KEEP_ALIVE = 1; server.main()"
     server = start_server(program=(sys.executable, "-c", code))
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:

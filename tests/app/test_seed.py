@@ -1,4 +1,4 @@
-"""seed.py: what it writes, once, whole or not at all."""
+"""seed.py: the accounts are written once, all or none."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ def start(database: PrivateDatabase, **settings: str) -> subprocess.Popen[str]:
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Wait for the end; return the exit code and the last line without its time."""
+    """Wait for the end of the seeder; return its exit code and its last line without the time."""
     output, _ = process.communicate(timeout=60)
     line = output.splitlines()[-1]
     return process.returncode, line.partition(" UTC ")[2] or line
@@ -55,7 +55,7 @@ def test_seeds_a_hundred_accounts(empty_database: PrivateDatabase) -> None:
 
 
 def test_generated_accounts_are_plausible() -> None:
-    """No two are the same, and some names are not ASCII."""
+    """All are different, and some names are not ASCII."""
     accounts = list(seed.generate(100))
     names = {name for name, _ in accounts}
     emails = {email for _, email in accounts}
@@ -73,7 +73,7 @@ def test_rows_that_are_there_stay_as_they_are(empty_database: PrivateDatabase) -
 
 
 def test_seeds_a_csv_file(empty_database: PrivateDatabase, tmp_path: Path) -> None:
-    """As a spreadsheet writes it: a byte order mark, another order, quotes, an empty line."""
+    """A spreadsheet writes such a file: byte order mark, other column order, quotes, empty line."""
     file = tmp_path / "accounts.csv"
     first = 'a@example.com,"Ada, ""the"" first"'
     second = "ß@example.com,Łukasz"
@@ -172,7 +172,7 @@ def test_bad_csv_file_is_refused_without_the_database(
 def test_seeder_killed_at_any_moment_leaves_all_rows_or_none(
     empty_database: PrivateDatabase,
 ) -> None:
-    """The next seeder adds a row only if there are none. So a part would stay a part."""
+    """The next seeder adds rows only to an empty table, so it would not complete a part."""
     for moment in range(10):
         process = start(empty_database, SEED_ACCOUNTS="100000")
         wait_until_connected(process, empty_database)
@@ -187,7 +187,7 @@ def test_seeder_killed_at_any_moment_leaves_all_rows_or_none(
 
 
 def wait_until_connected(process: subprocess.Popen[str], database: PrivateDatabase) -> None:
-    """Wait until a seeder is connected, or has ended well."""
+    """Wait until a seeder is connected, or has exited with 0."""
 
     def is_connected() -> bool:
         return process.poll() == 0 or len(database.connections("seeder")) > 0
@@ -196,7 +196,7 @@ def wait_until_connected(process: subprocess.Popen[str], database: PrivateDataba
 
 
 def assert_seed_once(database: PrivateDatabase, count: int) -> None:
-    """Run seeders at once; assert that one seeds, and that the others find its rows."""
+    """Run seeders at once; assert that one seeds and the others find its rows."""
     seeders = [start(database, SEED_ACCOUNTS="20000") for _ in range(count)]
     ends = [end(seeder) for seeder in seeders]
     assert ends.count((0, "inserted 20000 accounts")) == 1
@@ -254,7 +254,7 @@ def test_gives_up_after_seed_wait_with_one_sentence(empty_database: PrivateDatab
 def test_database_that_hangs_ends_the_seeder_with_one_sentence(
     empty_database: PrivateDatabase,
 ) -> None:
-    """It hangs in the middle of the work."""
+    """The database hangs in the middle of the work."""
     process = start(empty_database, SEED_ACCOUNTS="10000000", SEED_WAIT="2")
     assert process.stdout
     assert "inserted" in process.stdout.readline()  # so far
@@ -267,7 +267,7 @@ def test_database_that_hangs_ends_the_seeder_with_one_sentence(
 
 
 def memory(process: subprocess.Popen[str]) -> int:
-    """Return the pages of memory that a process has."""
+    """Return the memory of a process, in pages."""
     return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
 
 

@@ -1,4 +1,4 @@
-"""server.py: its answers, with a real database."""
+"""server.py: its answers, from a real database."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ JSON = {"Accept": "application/json"}
 async def get(
     client: Client, path: str, status: int = 200, headers: dict[str, str] | None = None
 ) -> str:
-    """Return the text of an answer that has the status."""
+    """Return the text of an answer; assert its status."""
     response = await client.get(path, headers=headers)
     text = await response.text()
     assert response.status == status, text
@@ -32,7 +32,7 @@ async def get(
 
 
 async def get_raw(client: Client, request: str, end: bytes = b"</html>\n") -> str:
-    """Send a request as it is, and return the answer up to its end."""
+    """Send bytes, and return the answer. Read until the server closes the connection."""
     reader, writer = await asyncio.open_connection(client.host, client.port)
     try:
         writer.write(request.encode())
@@ -49,13 +49,13 @@ def ids(page: str) -> list[int]:
 
 
 def link(page: str, text: str) -> str:
-    """Return the target of a link in a page, empty if there is no such link."""
+    """Return the target of a link in a page; empty if the page has no such link."""
     match = re.search(rf'<a rel="\w+" href="([^"]+)">{text}</a>', page)
     return match[1] if match else ""
 
 
 def make_table(database: PrivateDatabase, columns: str, values: str) -> None:
-    """Replace the table by one that is made by hand, with one account."""
+    """Replace the table by one with other columns; add one account."""
     database.sql("DROP TABLE cct.accounts")
     database.sql(f"CREATE TABLE cct.accounts ({columns}) CHARACTER SET utf8mb4")
     database.sql(f"INSERT INTO cct.accounts VALUES ({values})")
@@ -88,7 +88,7 @@ async def test_page_contains_its_icon_style_and_script(client: Client) -> None:
 async def test_links_lead_through_all_accounts_and_back(
     client: Client, database: PrivateDatabase
 ) -> None:
-    """Deleted accounts leave no holes in the pages."""
+    """Each page is full, although accounts were deleted."""
     database.sql("DELETE FROM cct.accounts WHERE id BETWEEN 10 AND 20")
     first = await get(client, "/")
     second = await get(client, link(first, "Next"))
@@ -159,7 +159,7 @@ async def test_headers_forbid_what_the_page_does_not_need(client: Client) -> Non
 async def test_mistake_in_rendering_is_a_500_with_a_traceback(
     client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The traceback is in the log alone, and the database is not blamed."""
+    """Only the log has the traceback. The log does not blame the database."""
     server.render_html.cache_clear()
     monkeypatch.setattr("server.TEMPLATE", Template("$mistake"))
     assert "Traceback" not in await get(client, "/", 500)
@@ -253,7 +253,7 @@ async def test_own_page_and_typed_address_set_the_flag(client: Client, site: str
 
 
 async def test_own_page_sets_the_flag_over_plain_http(client: Client) -> None:
-    """Browsers do not send Sec-Fetch-Site there."""
+    """Over plain HTTP, browsers send no Sec-Fetch-Site."""
     page = str(client.make_url("/"))
     await get(client, "/make-unhealthy", headers={"Origin": page.rstrip("/"), "Referer": page})
     await get(client, "/health", 503)
@@ -309,7 +309,7 @@ FOREIGN += ["::::", "[", "]", ".", ":", "%", "localhost..", "example.org:80:80"]
 
 @pytest.fixture
 async def named_client(make_client: MakeClient, database: PrivateDatabase) -> Client:
-    """Give a client of a server that is known by two names."""
+    """Return a client of a server with two allowed names."""
     names = {"ALLOWED_HOSTS": "example.org, cct.example.org"}
     return await make_client(database.env("app") | names)
 
@@ -337,7 +337,7 @@ async def test_any_host_is_answered_by_default(client: Client, host: str) -> Non
 
 
 async def assert_no_answer(client: Client) -> None:
-    """Assert what the server says while the database is away."""
+    """Assert the answers of a server whose database is away."""
     response = await client.get("/")
     assert response.status == 503
     assert response.headers["Retry-After"] == "2"
@@ -350,7 +350,7 @@ async def assert_no_answer(client: Client) -> None:
 
 
 def assert_one_outage(messages: list[str], kind: str) -> None:
-    """Assert that the log has one line for the fault and one for its end."""
+    """Assert that the log has one line for the fault, and one for its end."""
     lost, found = messages
     assert lost.startswith(f"accounts cannot be read: {kind}: ")
     assert found == "accounts can be read again"
@@ -442,7 +442,7 @@ async def test_column_of_another_type_is_a_503(
 
 @pytest.fixture
 def latin_database(database: PrivateDatabase) -> Iterator[PrivateDatabase]:
-    """Give a database that sends Latin-1 where the driver expects UTF-8."""
+    """Yield a database that sends Latin-1 instead of UTF-8."""
     database.sql("SET GLOBAL init_connect = 'SET character_set_results = latin1'")
     yield database
     database.sql("SET GLOBAL init_connect = ''")

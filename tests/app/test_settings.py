@@ -1,4 +1,4 @@
-"""settings.py: what a setting may be, and what is said of a bad one."""
+"""settings.py: valid values, and the messages for invalid ones."""
 
 import os
 import time
@@ -16,7 +16,7 @@ GIGABYTE = 1 << 30
 
 
 def message(settings: dict[str, str]) -> object:
-    """Return what the program says when it exits because of a setting."""
+    """Return the message of a program that exits because of a setting."""
     with pytest.raises(SystemExit) as stop:
         Settings(settings)
     return stop.value.code
@@ -27,7 +27,7 @@ def password_file_message(file: Path) -> object:
 
 
 def make_large(file: Path) -> None:
-    """Make a file of a gigabyte that takes no space on the disk."""
+    """Make a sparse file of a gigabyte."""
     file.touch()
     os.truncate(file, GIGABYTE)
 
@@ -109,7 +109,7 @@ def test_password_file_of_a_gigabyte_is_refused_quickly(tmp_path: Path) -> None:
 def test_password_file_that_goes_bad_is_a_503_in_time(
     database: PrivateDatabase, start_server: StartServer, tmp_path: Path, kind: str
 ) -> None:
-    """The server runs on, /health stays quick, and a good file ends the 503."""
+    """The server stays alive, /health stays fast, and a good file ends the 503."""
     file = tmp_path / "password"
     file.write_text(database.passwords["app"])
     server = start_server(DB_PASSWORD="", DB_PASSWORD_FILE=str(file))

@@ -21,7 +21,7 @@ JSON = "application/json"
 
 @asynccontextmanager
 async def locked_table(database: PrivateDatabase) -> AsyncIterator[None]:
-    """Give a context in which a query begins, but waits for the table."""
+    """Lock the table until the end of the context: queries begin, but wait."""
     async with database.cursor() as cursor:
         await cursor.execute("LOCK TABLES cct.accounts WRITE")
         yield
@@ -29,7 +29,7 @@ async def locked_table(database: PrivateDatabase) -> AsyncIterator[None]:
 
 
 def ask(server: ServerProcess, count: int, accept: str = HTML) -> list[HTTPConnection]:
-    """Return clients whose requests for the first page have arrived at the server."""
+    """Ask for the first page with many clients; return them when their requests have arrived."""
     clients = [connect(server) for _ in range(count)]
     for client in clients:
         client.request("GET", "/", headers={"Accept": accept})
@@ -38,7 +38,7 @@ def ask(server: ServerProcess, count: int, accept: str = HTML) -> list[HTTPConne
 
 
 def connect(server: ServerProcess) -> HTTPConnection:
-    """Return a client whose connection the server has accepted."""
+    """Return a client that the server has accepted."""
     client = HTTPConnection("127.0.0.1", server.port, timeout=10)
     client.request("GET", "/health")
     client.getresponse().read()
@@ -46,7 +46,7 @@ def connect(server: ServerProcess) -> HTTPConnection:
 
 
 def answers(clients: list[HTTPConnection]) -> list[int]:
-    """Return the status of each client's answer; raise HTTPException if one is not whole."""
+    """Return the status of each client's answer; raise HTTPException if an answer is cut off."""
     statuses = []
     for client in clients:
         response = client.getresponse()
@@ -57,7 +57,7 @@ def answers(clients: list[HTTPConnection]) -> list[int]:
 
 
 def begin_all_queries(server: ServerProcess, database: PrivateDatabase) -> list[HTTPConnection]:
-    """Return clients whose queries have begun: as many as there may be at once."""
+    """Begin as many queries as there may be at once; return their clients."""
     clients = []
     for number in range(POOL_SIZE):
         clients += ask(server, 1)
@@ -66,12 +66,12 @@ def begin_all_queries(server: ServerProcess, database: PrivateDatabase) -> list[
 
 
 def wait_for_queries(database: PrivateDatabase, count: int) -> None:
-    """Wait until this number of queries has begun, and waits for the table."""
+    """Wait until `count` queries wait for the table."""
     until(lambda: len(queries(database)) == count, f"{count} queries")
 
 
 def queries(database: PrivateDatabase) -> set[int]:
-    """Return the connections whose queries wait for the table."""
+    """Return the ids of the connections whose queries wait for the table."""
     return database.connections(state="Waiting%")
 
 
@@ -106,7 +106,7 @@ async def test_request_never_joins_a_query_that_has_begun(
 async def test_page_is_never_older_than_its_request(
     server: ServerProcess, database: PrivateDatabase
 ) -> None:
-    """Sixteen clients each change an account, and read their change at once, 200 times."""
+    """Each of sixteen clients changes an account and then reads its change, 200 times."""
 
     async def change_and_read(session: aiohttp.ClientSession, account: int) -> None:
         change = "UPDATE cct.accounts SET name = %s WHERE id = %s"
@@ -153,14 +153,15 @@ async def test_failed_query_fails_all_who_waited_for_it(
 
 @pytest.fixture
 def one_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a Database make one query at a time: without its slot, it makes none."""
+    """Give a Database one slot. If it loses the slot, it makes no more query."""
     monkeypatch.setattr("database.POOL_SIZE", 1)
 
 
 async def cancel_request(reader: Database, turns: int) -> bool:
-    """Cancel a request that shares its read, after some turns of the loop; return if it was open.
+    """Cancel one of three requests that share a read, after some turns of the loop.
 
-    Raise AssertionError or TimeoutError if the others or the next request get no answer.
+    Return whether the request was open. Raise AssertionError or TimeoutError if the other two, or
+    the next request, get no answer.
     """
     requests = [asyncio.create_task(reader.page(0)) for _ in range(3)]
     for _ in range(turns):
@@ -238,7 +239,7 @@ async def test_query_is_a_key_range(
 
 def test_log_has_each_answer_of_a_stop_under_load(server: ServerProcess) -> None:
     def count_pages() -> int:
-        """Ask for pages until the server is gone; return how many came."""
+        """Ask for pages until the server is gone; return the number of answers."""
         pages = 0
         while server.get()[0] == 200:
             pages += 1

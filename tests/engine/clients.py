@@ -1,4 +1,4 @@
-"""Clients that make requests all the time: what they see while something fails."""
+"""Clients that make requests while something fails."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from tools.waiting import until
 
 
 class Answer(NamedTuple):
-    """What became of one request; status 0 if nothing answered."""
+    """One request and its answer. Status 0 means no answer. Times are on the monotonic clock."""
 
     began: float
     status: int
@@ -21,7 +21,7 @@ class Answer(NamedTuple):
 
 
 class Clients:
-    """Four clients that ask for the page, and one for the health, ten times a second each."""
+    """Four clients for the page and one for /health. Each asks ten times a second."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
@@ -30,7 +30,7 @@ class Clients:
         self.stopped = threading.Event()
 
     def ask(self, path: str, answers: list[Answer]) -> None:
-        """Make the requests of one client, until all are stopped."""
+        """Make the requests of one client."""
         while not self.stopped.wait(0.1):
             began = time.monotonic()
             status, text = self.stack.get(path)
@@ -38,7 +38,7 @@ class Clients:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Give a context in which the clients make their requests."""
+        """Run the clients until the end of the context."""
         with ThreadPoolExecutor(5) as pool:
             clients = [pool.submit(self.ask, "/", self.pages) for _ in range(4)]
             clients.append(pool.submit(self.ask, "/health", self.healths))
@@ -51,21 +51,21 @@ class Clients:
             client.result()  # raises what ended it
 
     def pages_since(self, moment: float, status: int) -> list[Answer]:
-        """Return the answers with a status, of those to requests that began after a moment."""
+        """Return the pages with this status whose requests began after a moment."""
         return [page for page in self.pages if page.began > moment and page.status == status]
 
     def wait_for(self, status: int, moment: float, seconds: float = 60) -> Answer:
-        """Wait for an answer with a status to a request that begins after a moment."""
+        """Wait for the first page with this status whose request began after a moment."""
         pages = until(lambda: self.pages_since(moment, status), f"a {status}", seconds)
         return pages[0]
 
 
 @contextmanager
 def load(stack: Stack, *allowed: int) -> Iterator[Clients]:
-    """Give clients that make requests in the context.
+    """Run clients until the end of the context; then assert what they saw.
 
-    After it, each page is a good one or has an allowed status, and no row is lost. The health was
-    200 within a second all the time, unless 0 is allowed: then the server may be gone.
+    Each status must be 200 or allowed, each page must be whole, and no row may be lost. /health
+    must have been 200 within a second, unless status 0 is allowed.
     """
     rows = stack.sql("CHECKSUM TABLE accounts")
     clients = Clients(stack)

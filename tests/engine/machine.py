@@ -1,4 +1,4 @@
-"""A machine of the tests' own: a container in which an engine runs, and can be restarted."""
+"""A machine for tests: a container with an engine that can be restarted."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ OTHER_IMAGES = ("willfarrell/autoheal:1.2.0", "python:3.14-slim")
 
 
 class Machine(Stack):
-    """A stack on a machine of its own. Its images are made here, and then loaded there."""
+    """A stack on a machine of its own. Its images are built here and loaded there."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -25,7 +25,7 @@ class Machine(Stack):
         )
 
     def create(self) -> None:
-        """Make the images and the machine, without an engine."""
+        """Build the images, and start the machine without an engine."""
         docker("compose", "build", cwd=self.folder, env=self.here)
         docker("save", "--output", f"{self.folder}/images.tar", *self.images(), *OTHER_IMAGES)
         run = ("run", "--detach", "--init", "--privileged", "--env=DOCKER_TLS_CERTDIR=")
@@ -42,7 +42,7 @@ class Machine(Stack):
         return docker("exec", self.name, "sh", "-c", command)
 
     def start_engine(self, *options: str) -> None:
-        """Start the engine, and wait until it answers; load the images if it has none."""
+        """Start the engine, wait until it answers, and load the images if it has none."""
         docker("exec", "--detach", self.name, "dockerd-entrypoint.sh", *options)
         until(self.has_engine, "an engine")
         if not self.docker("images", "--quiet"):
@@ -64,14 +64,14 @@ class Machine(Stack):
         self.on_machine(f"{stop} 2>/dev/null || true")
 
     def lose_power(self) -> None:
-        """End everything on the machine at once, and start the machine without an engine."""
+        """Kill everything on the machine at once; start the machine again, without an engine."""
         docker("kill", self.name)
         docker("start", self.name)
 
 
 @contextmanager
 def running_machine(folder: Path) -> Iterator[Machine]:
-    """Give a machine without an engine, and leave nothing of it behind."""
+    """Yield a machine without an engine; remove it at the end."""
     machine = Machine(folder)
     try:
         machine.create()

@@ -1,4 +1,4 @@
-"""The healer and its engine: when it heals, and what it says if it cannot."""
+"""The healer, and the heal without the socket."""
 
 import json
 import re
@@ -22,7 +22,7 @@ NOSOCKET = "docker-compose.yml:deploy/docker-compose.nosocket.yml"
 def test_healer_without_an_engine_says_so(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`up --wait` fails, and the log says what to read."""
+    """`up --wait` fails, and the log names the task to read."""
     dead = tmp_path / "dead.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(dead))  # nobody listens
@@ -44,9 +44,9 @@ def test_healer_is_started_with_app(stack: Stack) -> None:
 
 
 def test_healer_that_is_stopped_first_lets_app_stop(stack: Stack) -> None:
-    """As docs/tasks.md says: otherwise the restart that the healer asked for comes after the stop.
+    """The commands of docs/tasks.md stop the healer first. Otherwise, its restart undoes the stop.
 
-    A server that hangs takes 10 s to stop, so the two certainly meet.
+    A server that hangs takes 10 s to stop, so the restart and the stop overlap.
     """
     stop = task("Stop and start").partition("docker compose up")[0]
     stack.in_server("kill -STOP $pid")
@@ -60,7 +60,7 @@ def test_healer_that_is_stopped_first_lets_app_stop(stack: Stack) -> None:
 
 @pytest.fixture(scope="module")
 def nosocket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Give a running stack without a healer."""
+    """Yield a running stack without a healer."""
     folder = tmp_path_factory.mktemp("nosocket") / "cct"
     with running_stack(folder, ROOT, COMPOSE_FILE=NOSOCKET) as stack:
         yield stack

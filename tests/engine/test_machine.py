@@ -1,4 +1,4 @@
-"""The stack on a machine of its own: its networks, and what happens when its engine restarts."""
+"""The stack on a machine of its own: its networks, and restarts of its engine."""
 
 import json
 import socket
@@ -19,14 +19,14 @@ IPV6 = "--default-network-opt=bridge=com.docker.network.enable_ipv6=true"
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """Give a machine without an engine."""
+    """Yield a machine without an engine."""
     with running_machine(tmp_path_factory.mktemp("machine") / "cct") as machine:
         yield machine
 
 
 @contextmanager
 def stack_in_engine(machine: Machine, *options: str) -> Iterator[None]:
-    """Give a context in which the stack runs in an engine with these options."""
+    """Run the stack in an engine with these options, until the end of the context."""
     machine.start_engine(*options)
     machine.compose("up", "-d", "--wait")
     yield
@@ -36,9 +36,9 @@ def stack_in_engine(machine: Machine, *options: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def opened(machine: Machine) -> Iterator[Machine]:
-    """Give a machine whose stack is open to the network, as with APP_ADDRESS=0.0.0.0.
+    """Yield a machine whose stack is open to the network (APP_ADDRESS=0.0.0.0).
 
-    Its engine gives new networks IPv6.
+    Its engine gives IPv6 to new networks.
     """
     with stack_in_engine(machine, IPV6):
         yield machine
@@ -49,7 +49,7 @@ def test_opened_stack_serves_the_network(opened: Machine) -> None:
 
 
 def test_server_cannot_reach_the_network(opened: Machine) -> None:
-    """An outside address is this machine's. Another container can connect to it."""
+    """This machine has the outside address. Another container can connect to it."""
     with socket.create_server((gateway(), 0)) as outside:
         connect = f"import socket; socket.create_connection({outside.getsockname()}, 3)"
         attempt = ("python", "-c", connect)
@@ -59,7 +59,7 @@ def test_server_cannot_reach_the_network(opened: Machine) -> None:
 
 
 def test_server_asks_no_name_server_for_outside_names(opened: Machine) -> None:
-    """The resolver gives up at once, because nobody is asked."""
+    """The resolver gives up at once, because it has no name server."""
     resolve = "import socket; socket.getaddrinfo('example.com', 80)"
     with pytest.raises(AssertionError, match="Temporary failure in name resolution"):
         opened.exec("app", "python", "-c", resolve)
@@ -67,7 +67,7 @@ def test_server_asks_no_name_server_for_outside_names(opened: Machine) -> None:
 
 @pytest.mark.parametrize("network", ["database", "web"])
 def test_no_network_has_ipv6(opened: Machine, network: str) -> None:
-    """A new network of this engine has IPv6. Then the host would have an address in it."""
+    """New networks of this engine have IPv6, which would give the host an address in them."""
     opened.docker("network", "create", f"control-of-{network}")
     (control,) = json.loads(opened.docker("network", "inspect", f"control-of-{network}"))
     assert control["EnableIPv6"]
@@ -78,7 +78,7 @@ def test_no_network_has_ipv6(opened: Machine, network: str) -> None:
 
 @contextmanager
 def engine_fault(machine: Machine, report: Report) -> Iterator[None]:
-    """Give a context in which the engine ends; start it again, and wait until all is sound."""
+    """Start the engine again after the context, and wait until everything is healthy."""
     started = machine.started()
     with load(machine, 0, 503) as clients:
         yield
@@ -102,13 +102,13 @@ def test_engine_stopped(opened: Machine, report: Report) -> None:
 
 
 def test_engine_killed(opened: Machine, report: Report) -> None:
-    """As by a power cut: engine and containers end at once."""
+    """Like a power cut: the engine and the containers end at once."""
     with engine_fault(opened, report):
         opened.lose_power()
 
 
 def test_healer_survives_an_engine_with_live_restore(machine: Machine) -> None:
-    """The restarted engine has a new socket, and the containers have lived on."""
+    """The containers stay alive, but the restarted engine has a new socket."""
     with stack_in_engine(machine, "--live-restore"):
         started = machine.started()
         machine.stop_engine()

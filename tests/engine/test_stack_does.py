@@ -1,4 +1,4 @@
-"""What the running stack does. A test repairs what it changes, so their order does not matter."""
+"""What the running stack does. Each test repairs what it changes, so the order is free."""
 
 import shutil
 import subprocess
@@ -54,7 +54,7 @@ def test_flag_right_after_the_start_is_healed(stack: Stack) -> None:
 
 
 def test_pipelining_does_not_make_app_unhealthy(stack: Stack) -> None:
-    """Since Python 3.12 a connection begins its next request without a turn of the loop."""
+    """From Python 3.12 on, a connection begins its next request without a turn of the loop."""
     with attacked(stack.port, pipeline, 20):
         until(lambda: "GET '/nothing'" in stack.logs("app"), "under attack")
         end = time.monotonic() + 12  # two probes
@@ -106,7 +106,7 @@ def test_each_step_of_a_rotation_leaves_a_good_password(stack: Stack) -> None:
 
 
 def test_missing_column_is_named_and_repaired(stack: Stack) -> None:
-    """As when a newer version expects a column that the table of an older one lacks."""
+    """A newer version may expect a column that an older table lacks."""
     stack.sql("ALTER TABLE accounts DROP COLUMN email")
     stack.up()
     reason = "missing column: Unknown column 'email' in 'field list'\n"
@@ -119,7 +119,7 @@ def test_missing_column_is_named_and_repaired(stack: Stack) -> None:
 
 @contextmanager
 def watched(stack: Stack) -> Iterator[list[str]]:
-    """Give a context in which `docker compose watch` runs; after it, the lines that it printed."""
+    """Run `docker compose watch` until the end of the context. The list then has its output."""
     lines: list[str] = []
     command = ["docker", "compose", "watch", "--no-up"]
     with subprocess.Popen(
@@ -151,7 +151,7 @@ def test_watch_shows_an_edited_page(stack: Stack) -> None:
 
 
 def test_watch_ignores_what_is_in_no_image(stack: Stack) -> None:
-    """Documents, backups and Git's own files; a changed program follows, and alone counts."""
+    """Only the last of six changed files is in an image: there is one rebuild."""
     (stack.folder / ".git").mkdir()
     program = stack.folder / "server.py"
     original = program.read_text()
@@ -169,7 +169,7 @@ def test_watch_ignores_what_is_in_no_image(stack: Stack) -> None:
 
 
 def clone_as_on_windows(source: Path, folder: Path) -> None:
-    """Make a repository of a folder, and clone it with the line ends that Git has on Windows."""
+    """Make a repository of a folder, and clone it with the line ends of Windows."""
     git = ("git", "-c", "user.name=x", "-c", "user.email=x")
     for command in ("init -q .", "add .", "commit -qm x"):
         run_command(*git, *command.split(), cwd=source)
@@ -200,7 +200,7 @@ def test_second_copy_lives_beside_the_first(stack: Stack, tmp_path: Path) -> Non
 def test_database_elsewhere_is_used_and_left_again(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A running stack goes there with docs/tasks.md's commands, and comes back."""
+    """The commands of docs/tasks.md move a running stack there, and back."""
     accounts = stack.page()["accounts"]
     host = gateway()
     port = str(free_port())
@@ -231,7 +231,7 @@ def test_database_elsewhere_must_be_named(stack: Stack, monkeypatch: pytest.Monk
 
 
 def test_backup_is_restored(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Into a new stack, after a loss of rows, and after a loss of the table."""
+    """Restore into a new stack, after a loss of rows, and after a loss of the table."""
     rows = stack.sql("CHECKSUM TABLE accounts")
     stack.shell(task("Backup"))
     stack.compose("down", "-v")

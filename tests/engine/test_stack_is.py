@@ -1,4 +1,4 @@
-"""What the running stack is: facts that can be asked in any order."""
+"""What the running stack is. The tests change nothing, so the order is free."""
 
 import json
 import re
@@ -16,7 +16,7 @@ CONNECT = (
 
 
 def run(stack: Stack, service: str, *command: str) -> str:
-    """Run a command in a new container of a service, in place of its own program."""
+    """Run a command in a new container of a service, instead of its program."""
     return stack.compose(
         "run", "--rm", "--no-deps", "--entrypoint", command[0], service, *command[1:]
     )
@@ -61,7 +61,7 @@ def test_each_service_is_on_its_networks_alone(stack: Stack) -> None:
 
 @pytest.mark.parametrize("network", ["web", "host"])
 def test_database_is_out_of_reach(stack: Stack, network: str) -> None:
-    """Neither the network `web` nor the host leads to it. The server can connect."""
+    """The network `web` and the host cannot connect. The server can."""
     networks = stack.inspect("db")["NetworkSettings"]["Networks"]
     address = networks[f"{stack.name}_database"]["IPAddress"]
     attempt = ("python", "-c", CONNECT.format(address))
@@ -86,7 +86,7 @@ def test_passwords_are_long_and_different(stack: Stack) -> None:
 
 
 def test_passwords_stand_nowhere_else(stack: Stack) -> None:
-    """No log, configuration, container, image or layer has one of them."""
+    """No log, configuration, container, image or layer has a password."""
     containers = stack.compose("ps", "-aq").split()
     images = stack.images()
     text = stack.compose("logs")

@@ -8,10 +8,10 @@ ROW = re.compile(r"\| ([^|]+) \| `([^`]+)` \|")
 
 
 class Document:
-    """The commands that a document tells its reader to run: blocks of sh, and rows of a table.
+    """The commands of a document: its blocks of sh, and the rows of its tables.
 
     The name of a block is the heading above it. Blocks below the same heading are one. The name of
-    a row is its first cell. A block of "sh example" is not for a test: its names are the reader's.
+    a row is its first cell. A block of "sh example" is left out: it has names of the reader.
     """
 
     def __init__(self, path: str) -> None:

@@ -1,6 +1,6 @@
-"""docs/kubernetes.md on the cluster that kubectl reaches: `make cluster`, no part of `make test`.
+"""docs/kubernetes.md on the cluster of kubectl: `make cluster`. `make test` skips this file.
 
-The tests tell one story, in their order, with the commands of the document.
+The tests run the commands of the document, in order. Each test needs the tests before it.
 """
 
 import json
@@ -34,18 +34,18 @@ TWO_PASSWORDS = "SELECT COUNT(*) FROM mysql.user WHERE User_attributes LIKE '%ad
 
 
 def sh(commands: str, stdin: str = "") -> str:
-    """Run commands in bash, return their output; raise AssertionError if one fails."""
+    """Run commands in bash, and return their output; raise AssertionError if one fails."""
     return run_command("bash", "-e", "-o", "pipefail", "-c", commands, stdin=stdin)
 
 
 def run(*names: str, first: str = "") -> str:
-    """Run commands of the document in one shell, as a reader does; `first` runs before them."""
+    """Run commands of the document in one shell, after the command `first`."""
     commands = [DOCUMENT.commands(name) for name in ("Name the images", *names)]
     return sh("\n".join([first, *commands]))
 
 
 def update_with(change: str) -> str:
-    """Update as the document says, with a file that sed has changed."""
+    """Run the update of the document; sed changes the file first."""
     commands = DOCUMENT.commands("Update").replace("manifest |", f"manifest | sed '{change}' |")
     return sh(DOCUMENT.commands("Name the images") + commands)
 
@@ -56,7 +56,7 @@ def wait_for_seeder() -> None:
 
 
 def page() -> str:
-    """Return what the client gets from the Service."""
+    """Return the page that the client gets from the Service."""
     return sh(f"{CLIENT} python - app.cct /", GET)
 
 
@@ -67,7 +67,7 @@ def reaches(place: str, address: str) -> bool:
 
 
 def settled() -> dict[str, int]:
-    """Return the restarts of each pod of the app; none if a pod is missing, too many or unready."""
+    """Return the number of restarts of each pod of the app; empty unless all pods are ready."""
     replicas = int(sh(f"{KUBECTL} get deployment app --output jsonpath='{{.spec.replicas}}'"))
     restarts = {}
     for line in sh(f"{KUBECTL} get pods {APP_PODS} --no-headers").splitlines():
@@ -87,15 +87,15 @@ def heal(pod: str) -> None:
 
 
 def busy(report: Report, event: str) -> AbstractContextManager[Outcome]:
-    """Keep the app busy in the context; raise AssertionError if a request fails."""
+    """Keep the app busy until the end of the context; raise AssertionError if a request fails."""
     return load(CLIENT.split(), "app.cct", report, event)
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[str]:
-    """Have a pod outside of the namespace, with a server on port 8080; give its address.
+    """Start a pod outside of the namespace, with a server on port 8080; yield its address.
 
-    Delete what the tests made.
+    Delete everything that the tests made.
     """
     if sh("kubectl get namespace cct --ignore-not-found"):
         pytest.exit("There is a namespace cct already. These tests would delete it.", returncode=1)
@@ -177,7 +177,7 @@ def test_next_update_mends_a_wrong_tag(client: str, report: Report) -> None:
 
 
 def test_second_update_in_a_row_fails_no_request(client: str, report: Report) -> None:
-    """The Job changes, too: Kubernetes would refuse to change the Job of the last update."""
+    """The Job changes, too. Kubernetes would refuse to change the Job of the last update."""
     change_job = 's/SEED_WAIT, value: "300"/SEED_WAIT, value: "299"/'
     change_app = 's/DRAIN, value: "5"/DRAIN, value: "6"/'
     with busy(report, "second update in a row"):
@@ -204,7 +204,7 @@ def test_changed_config_map_reaches_the_programs(client: str, report: Report) ->
 
 
 def test_check_finds_an_update_without_a_database(client: str) -> None:
-    """Readiness does not see it."""
+    """Readiness does not show that the database is missing."""
     assert run("Check the update") == "ready\n\n"
     sh(f"{KUBECTL} set env deployment/app DB_HOST=127.0.0.1")
     sh(f"{KUBECTL} rollout status deployment/app")
@@ -217,7 +217,7 @@ def test_check_finds_an_update_without_a_database(client: str) -> None:
 
 
 def test_users_sh_refuses_to_rotate(client: str) -> None:
-    """It changes nothing, because it cannot replace the files of a Secret."""
+    """users.sh cannot replace the files of a Secret, so it changes nothing."""
     with pytest.raises(AssertionError, match="password cannot be replaced here"):
         sh(f"{DB} users.sh rotate")
     assert sh(f'{DB} as-root.sh mysql -Ne "{TWO_PASSWORDS}"') == "0\n"
@@ -300,7 +300,7 @@ def test_logs_of_all_replicas_are_there(client: str) -> None:
 
 
 def test_pods_are_listed(client: str) -> None:
-    """The document watches the list without an end."""
+    """In the document, the command has no end."""
     command = DOCUMENT.commands("Watch the pods").replace(" --watch", "")
     assert "db-0" in sh(command)
 

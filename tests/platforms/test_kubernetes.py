@@ -1,6 +1,6 @@
-"""deploy/kubernetes.yml without a cluster: schemas, agreement with the other files, rights, and db.
+"""deploy/kubernetes.yml without a cluster: schemas, agreement with other files, rights, and db.
 
-test_cluster.py shows the rest, on a cluster.
+test_cluster.py tests the rest on a cluster.
 """
 
 import os
@@ -84,13 +84,13 @@ def environment(name: str) -> dict[str, str]:
 
 
 def settings(variables: Object) -> Object:
-    """Return the settings that a program would read; no password file is here to be read."""
+    """Return the settings of a program. A password replaces the password file."""
     texts = {name: str(value) for name, value in variables.items()}
     return vars(Settings(texts | {"DB_PASSWORD_FILE": "", "DB_PASSWORD": "x"}))
 
 
 def compose_services() -> Object:
-    """Return the services of docker-compose.yml, with the default of each variable."""
+    """Return the services of docker-compose.yml, with the defaults of its variables."""
     text = (ROOT / "docker-compose.yml").read_text()
     text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
     text = text.replace("${COMPOSE_PROJECT_NAME}", "cct")
@@ -201,7 +201,7 @@ def test_pods_run_the_images_of_compose(name: str) -> None:
 
 
 def test_images_have_a_user_with_a_number() -> None:
-    """The kubelet cannot tell from a name that the user is not root."""
+    """The kubelet accepts only a number as a proof that the user is not root."""
     users = re.findall(r"^USER (.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert users == ["10001:10001", "10001:10001"]  # seeder and app
     assert pod("db")["securityContext"]["runAsUser"] == 999
@@ -232,7 +232,7 @@ def test_policies_open_db_to_seeder_and_app_alone() -> None:
 
 
 def test_pod_leaves_the_service_before_it_is_restarted() -> None:
-    """Each probe may fail three times: the default."""
+    """Each probe may fail three times, by default."""
     app = container("app")
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert app[probe]["httpGet"]["path"] == "/health"
@@ -260,7 +260,7 @@ def test_database_has_a_day_to_start() -> None:
 
 
 def print_manifest(**variables: str) -> str:
-    """Return what the function `manifest` of the document prints."""
+    """Return the output of the document's function `manifest`."""
     script = DOCUMENT.commands("Name the images") + "manifest"
     clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return run_command("bash", "-ec", script, env=clean | variables)
@@ -313,7 +313,7 @@ def test_documented_kustomization_has_another_database(tmp_path: Path) -> None:
 
 
 class Containers:
-    """The containers of db and app in one network, with the rights of their pods."""
+    """Containers of db and app, with the rights of their pods, in one network."""
 
     def __init__(self, passwords: Path) -> None:
         self.name = f"cct-kubernetes-{os.getpid()}"
@@ -335,7 +335,7 @@ class Containers:
         docker("run", "--detach", *identity, *rights, *variables, *options, image)
 
     def start_db(self) -> None:
-        """Start db with the keys of the Secret as files, on a new disk."""
+        """Start db on a new disk. The keys of the Secret are files."""
         context = pod("db")["securityContext"]
         group = context["fsGroup"]
         disk = f"--volume={self.name}:/var/lib/mysql:nocopy"
@@ -351,7 +351,7 @@ class Containers:
         self.run("db", user, f"--group-add={group}", disk, secret, *empty, keepalive, port)
 
     def write_passwords(self) -> None:
-        """Write the files that db has from its Secret."""
+        """Write the files that the Secret gives to db."""
         for volume in pod("db")["volumes"]:
             if volume["name"] == "passwords":
                 for item in volume["secret"]["items"]:
@@ -383,7 +383,7 @@ class Containers:
         return True
 
     def remove(self) -> None:
-        """Remove everything that this made."""
+        """Remove the containers, images and the volume."""
         for name in ("app", "db"):
             docker("rm", "--force", "--volumes", f"{self.name}-{name}")
             docker("image", "rm", "--force", f"{self.name}-{name}")
@@ -392,7 +392,7 @@ class Containers:
 
 @pytest.fixture(scope="module")
 def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
-    """Give db and app after their first start."""
+    """Start db and app; yield them after the first start."""
     require_engine()
     folder = tmp_path_factory.mktemp("secret")
     folder.chmod(0o755)
@@ -414,7 +414,7 @@ def test_database_is_ready_with_the_rights_of_its_pod(containers: Containers) ->
 
 @pytest.mark.parametrize("user", ["999", "0"])
 def test_users_sh_refuses_to_rotate(containers: Containers, user: str) -> None:
-    """It changes nothing, because it cannot replace the files of the Secret."""
+    """users.sh cannot replace the files of the Secret, so it changes nothing."""
     before = containers.sql("SELECT user, authentication_string, user_attributes FROM mysql.user")
     with pytest.raises(AssertionError, match="password cannot be replaced here"):
         containers.exec("db", "users.sh", "rotate", user=user)

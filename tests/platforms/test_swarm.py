@@ -1,7 +1,8 @@
 """docs/swarm.md on a real Swarm: three engines in containers, with a registry of their own.
 
-The tests tell one story, in their order, with the commands of the document. If the kernel has no
-IPVS, neither the published port nor virtual IPs work: then DNS names the tasks to the clients.
+The tests run the commands of the document, in order. Each test needs the tests before it. If the
+kernel has no IPVS, the published port and virtual IPs do not work. Then the clients find the tasks
+by DNS.
 """
 
 import json
@@ -42,24 +43,24 @@ TWO_PASSWORDS = "SELECT COUNT(*) FROM mysql.user WHERE User_attributes LIKE '%ad
 
 
 def on(node: str, commands: str) -> str:
-    """Run shell commands on a node, return their output; raise AssertionError if one fails."""
+    """Run shell commands on a node, and return their output; raise AssertionError if one fails."""
     return docker("exec", f"{NAME}-{node}", "sh", "-ec", commands).strip()
 
 
 def build(name: str, tag: str) -> None:
-    """Run the commands that build and push images."""
+    """Run the document's commands that build and push images."""
     variables = {"COMPOSE_PROJECT_NAME": "cct", "REGISTRY": PUSH, "TAG": tag, "DB_TAG": "1"}
     run_command("sh", "-ec", DOCUMENT.commands(name), env=os.environ | variables)
 
 
 def start_client() -> None:
-    """Start a container on the stack's network that makes the requests."""
+    """Start a container on the network of the stack, for requests."""
     options = "--name client --no-healthcheck --network cct_web --constraint node.role==manager"
     on(MANAGER, f"docker service create --quiet {options} {PULL}cct-app:1 sleep infinity")
 
 
 def settled(replicas: int = 3, service: str = "app") -> Tasks:
-    """Return the running tasks; none if their number is another, or if one of them is stopping."""
+    """Return the running tasks; empty unless there are `replicas` tasks and none is stopping."""
     command = DOCUMENT.commands("see the replicas").replace("app", service)
     nodes = on(MANAGER, "docker node ls --format '{{.Hostname}} {{.Status}}'").splitlines()
     running: Tasks = {}
@@ -74,7 +75,7 @@ def settled(replicas: int = 3, service: str = "app") -> Tasks:
 
 
 def nodes_with_a_replica(replicas: int = 3) -> set[str]:
-    """Return the nodes of the running tasks."""
+    """Return the nodes that run a task of the app."""
     return {task["Node"] for task in settled(replicas).values()}
 
 
@@ -84,18 +85,18 @@ def images_of_the_app() -> set[str]:
 
 
 def password_of_a_replica() -> str:
-    """Return the password that a running task reads."""
+    """Return the password of app in a running task."""
     [node, *_] = nodes_with_a_replica()
     return on(node, f"{IN_APP} cat /run/secrets/app/password")
 
 
 def get(host: str, path: str) -> str:
-    """Return what the client gets; raise AssertionError if nothing answers."""
+    """Return the answer that the client gets; raise AssertionError if there is none."""
     return docker(*CLIENT, "python", "-c", GET, host, path)
 
 
 def account_ids(app: str) -> list[int]:
-    """Return the ids of all accounts; none if the database does not answer."""
+    """Return the ids of all accounts; empty if the database does not answer."""
     try:
         first = json.loads(get(app, "/"))
         second = json.loads(get(app, "/?after=50"))
@@ -108,13 +109,15 @@ def account_ids(app: str) -> list[int]:
 def busy(
     app: str, report: Report, event: str, may_fail: str = "nothing"
 ) -> AbstractContextManager[Outcome]:
-    """Keep the app busy in the context; raise AssertionError if a request fails otherwise."""
+    """Keep the app busy until the end of the context.
+
+    Raise AssertionError if a request fails in another way than `may_fail`."""
     return load(["docker", *CLIENT], app, report, event, may_fail)
 
 
 @pytest.fixture(scope="module")
 def app() -> Iterator[str]:
-    """Start the stack of the document on three nodes, and a client; give the name of the app."""
+    """Start the document's stack on three nodes, and a client; yield the host name of the app."""
     require_engine()
     try:
         docker("network", "create", "--internal", NAME)
@@ -232,7 +235,7 @@ def test_update_that_is_never_healthy_is_rolled_back(app: str, report: Report) -
 
 
 def test_users_sh_refuses_to_rotate(app: str) -> None:
-    """It changes nothing, because it cannot replace the files of secrets."""
+    """users.sh cannot replace the files of secrets, so it changes nothing."""
     with pytest.raises(AssertionError, match="password cannot be replaced here"):
         on(DATA, f"{IN_DB} users.sh rotate")
     assert on(DATA, f'{IN_DB} as-root.sh mysql -Ne "{TWO_PASSWORDS}"') == "0"
