@@ -10,10 +10,11 @@ test: .venv ## all tests, or a part of them: make test TESTS=tests/app
 ifdef TESTS
 	$(RUN)pytest $(TESTS)
 else
-	$(RUN)pytest tests/app
-	$(RUN)pytest $(SIDE_BY_SIDE) tests/engine tests/platforms
+	$(RUN)pytest $(SIDE_BY_SIDE) tests/app --ignore tests/app/test_overload.py
+	$(RUN)pytest tests/app/test_overload.py
+	$(RUN)pytest $(SIDE_BY_SIDE) tests/platforms tests/engine --ignore tests/platforms/test_cluster.py
 endif
-SIDE_BY_SIDE = --numprocesses 2 --dist loadfile --ignore tests/platforms/test_cluster.py
+SIDE_BY_SIDE = --numprocesses 4 --dist loadfile
 
 check: .venv ## format, lint, types, schemas
 	$(RUN)ruff format --check

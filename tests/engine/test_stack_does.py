@@ -263,10 +263,20 @@ def test_emptied_password_volume_is_named(stack: Stack) -> None:
     assert len(stack.page()["accounts"]) == 50
 
 
-def test_down_with_v_deletes_everything(stack: Stack) -> None:
-    stack.compose("down", "-v")
+def test_down_with_v_deletes_everything(tmp_path: Path) -> None:
+    stack = Stack(tmp_path / "cct")
+    stack.compose("create", "--build")
+    assert all(resources(stack))
+    stack.compose("down", "-v", "--rmi", "local")
+    assert not any(resources(stack))
+
+
+def resources(stack: Stack) -> list[str]:
+    """Return the ids of a stack's containers, volumes, networks and images."""
     project = f"label=com.docker.compose.project={stack.name}"
-    assert docker("container", "ls", "-a", "-q", "--filter", project) == ""
-    assert docker("volume", "ls", "-q", "--filter", project) == ""
-    assert docker("network", "ls", "-q", "--filter", project) == ""
-    stack.up()
+    return [
+        docker("container", "ls", "--all", "--quiet", "--filter", project),
+        docker("volume", "ls", "--quiet", "--filter", project),
+        docker("network", "ls", "--quiet", "--filter", project),
+        docker("image", "ls", "--quiet", f"{stack.name}-*"),
+    ]
