@@ -38,8 +38,8 @@ class LogWriter(logging.Handler):
         """Take the records of `logging`, and start the thread."""
         logging.getLogger().addHandler(self)
         logging.getLogger().setLevel(logging.INFO)
-        # aiohttp logs a traceback for each malformed request; the access log has the 400 anyway.
-        logging.getLogger("aiohttp.server").addFilter(is_no_malformed_request)
+        logging.getLogger("aiohttp.server").addFilter(is_news)
+        logging.getLogger("asyncio").addFilter(is_news)
         self.thread.start()
 
     def stop(self) -> None:
@@ -101,9 +101,14 @@ class AccessLog(AbstractAccessLogger):
 writer = LogWriter()  # the log of this process
 
 
-def is_no_malformed_request(record: logging.LogRecord) -> bool:
-    """Return False for aiohttp's record of a malformed request."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+def is_news(record: logging.LogRecord) -> bool:
+    """Return False for a traceback of an event that has its own line in the log."""
+    error = record.exc_info[1] if record.exc_info else None
+    # aiohttp's traceback of a malformed request: the access log has the 400.
+    is_malformed_request = isinstance(error, HttpProcessingError)
+    # uvloop's traceback if TLS data comes for a closed connection: the query has failed before.
+    is_late_data = isinstance(error, RuntimeError) and "SSL protocol" in record.getMessage()
+    return not (is_malformed_request or is_late_data)
 
 
 @lru_cache(maxsize=1)  # many lines have the same second

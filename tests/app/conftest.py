@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -27,6 +28,8 @@ StartServer = Callable[..., "ServerProcess"]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 ACCESS = re.compile(r"127\.0\.0\.1 \w+ '.*' \d+ \d+\.\d+ s")
+LISTENS = "0A"  # states in the kernel's table of connections
+IS_OVER = "06"
 FEW_DESCRIPTORS = "-S -n 1024"  # the server may raise this limit, as in a container
 SERVER = (sys.executable, f"{ROOT}/server.py")
 
@@ -80,10 +83,32 @@ class ServerProcess:
         value = status.partition(f"{which}:")[2].split()[0]
         return int(value)
 
+    def cpu_time(self) -> float:
+        """Return the CPU seconds of the server since its start."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks = int(fields[11]) + int(fields[12])  # as a user, and in the kernel
+        return ticks / 100
+
+    def unread_bytes(self) -> list[int]:
+        """Return the number of unread bytes for each connection of the server."""
+        unread = []
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, local, _, state, queues, *_ = line.split()
+            if local.endswith(f":{self.port:04X}") and state not in (LISTENS, IS_OVER):
+                unread.append(int(queues.partition(":")[0], 16))
+        return unread
+
     def stop(self) -> None:
         """Kill the server."""
         self.process.kill()
         self.process.wait()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def many_descriptors() -> None:
+    """Let the tests and their attackers open many connections."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """server_log.py: the lines of the log, and a log that cannot be written."""
 
+import logging
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from server_log import is_news
 from settings import TIME_FORMAT
 from tests.app.conftest import ServerProcess, StartServer
 from tools import ROOT
@@ -140,3 +142,15 @@ def test_stdout_that_nobody_reads_blocks_no_request(database: PrivateDatabase) -
         assert time.monotonic() - began < 0.5
         process.terminate()
         assert process.wait(5) == 0
+
+
+def test_late_tls_data_has_no_traceback_in_the_log() -> None:
+    """uvloop says this of a connection to the database that was just closed."""
+    error = RuntimeError("unable to perform operation on a closed transport")
+    exception = (type(error), error, None)
+    late = logging.LogRecord(
+        "asyncio", logging.ERROR, "", 0, "Fatal error on SSL protocol", None, exception
+    )
+    other = logging.LogRecord("asyncio", logging.ERROR, "", 0, "Other", None, exception)
+    assert not is_news(late)
+    assert is_news(other)

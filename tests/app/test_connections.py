@@ -1,0 +1,70 @@
+"""Connections: too many, idle, slow, or never read. Other clients do not notice them."""
+
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from server import MAX_AHEAD
+from tests.app.attacks import LAST_PAGE, PAGE, attacked, open_connections
+from tests.app.conftest import ServerProcess, StartServer, linux
+from tools.waiting import until
+
+
+@contextmanager
+def connections(
+    server: ServerProcess, count: int, buffer: int = 0
+) -> Iterator[list[socket.socket]]:
+    """Open connections, and close them at the end. `buffer` is the receive buffer in bytes."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for client in clients:
+            if buffer:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+            client.settimeout(10)
+            client.connect(("127.0.0.1", server.port))
+        yield clients
+
+
+def test_probe_gets_through_when_descriptors_are_used_up(start_server: StartServer) -> None:
+    server = start_server("-n 256")
+    with connections(server, 1) as (oldest,), attacked(server.port, open_connections, 1):
+        assert oldest.recv(1) == b""  # closed
+        for _ in range(100):
+            assert server.get("/health", 2) == (200, "healthy\n")
+            time.sleep(0.02)
+
+
+def test_idle_and_slow_connections_stop_nobody(server: ServerProcess) -> None:
+    """A slow client sends a byte a second."""
+    with connections(server, 2000), connections(server, 100) as slow:
+        for byte in PAGE[:5]:
+            for client in slow:
+                client.send(bytes([byte]))
+            server.assert_serving()
+            time.sleep(1)
+
+
+@linux
+def test_clients_that_never_read_are_cut_off(start_server: StartServer) -> None:
+    code = "import run, server; run.UNREAD_TIMEOUT = 2; server.main()"
+    server = start_server(program=(sys.executable, "-c", code))
+    with connections(server, 20, buffer=8192) as deaf:
+        for client in deaf:
+            client.sendall(PAGE * (MAX_AHEAD + 1))
+        until(lambda: sum(server.unread_bytes()) > 20 * 50_000, "full of unread pages")
+        server.assert_serving()
+        until(lambda: server.unread_bytes() == [], "cut off", 6)
+
+
+@linux
+def test_unread_answer_of_a_closed_connection_is_dropped(start_server: StartServer) -> None:
+    """The server has closed the connection. The kernel still has the answer."""
+    code = "import run, server; run.UNREAD_TIMEOUT = 1; server.main()"
+    server = start_server(program=(sys.executable, "-c", code))
+    with connections(server, 20, buffer=2048) as deaf:
+        for client in deaf:
+            client.sendall(LAST_PAGE)
+        until(lambda: sum(server.unread_bytes()) > 20 * 5_000, "full of unread pages")
+        until(lambda: server.unread_bytes() == [], "dropped", 6)
