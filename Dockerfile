@@ -21,8 +21,8 @@ WORKDIR /cct
 FROM python AS seeder
 COPY --from=packages /packages/asyncmy /packages/asyncmy
 COPY --chmod=444 settings.py seed.py schema.sql ./
-# This import writes the bytecode of all modules, also of Python's own, which the image has only
-# as sources. A start without bytecode takes twice as long, and the container is read-only.
+# This import compiles all modules, including Python's own: the image has only their sources. A
+# start without bytecode takes twice as long, and a read-only container could not write it.
 RUN python -c "import seed"
 USER 10001:10001
 CMD ["python", "-m", "seed"]

@@ -18,10 +18,10 @@ PAGE_SIZE = 50
 POOL_SIZE = 2  # connections, so at most two queries at once: more were not faster
 MAX_ID = 2**63 - 1  # BIGINT
 
-# The first half is for the link to the previous page. It gives one account, PAGE_SIZE accounts
-# back: for after=150 the account 100, and /?after=100 is the previous page. Both halves of a UNION
-# have the same columns. With NULL instead of texts, the first half would take MySQL 4 ms more.
-# The second half is the page, and one account more if there is a next page.
+# The first half finds the previous page. It returns one account, PAGE_SIZE places before the page:
+# for after=150 it is the account 100, so the previous page is /?after=100. Both halves of a UNION
+# need the same columns. With NULL instead of the texts, MySQL would take 4 ms more.
+# The second half returns the page, and one account more if there is a next page.
 # Both halves are ranges of the primary key, so a page costs the same at any size of the table.
 # LEFT bounds the memory that a page takes: a table made by hand may hold longer texts.
 QUERY = """
@@ -34,11 +34,11 @@ UNION ALL
 
 # MySQL's error codes, and their meaning here.
 KINDS = {
-    1044: "no right",
-    1045: "no right",
+    1044: "access denied",
+    1045: "access denied",
     1054: "missing column",
-    1142: "no right",
-    1143: "no right",
+    1142: "access denied",
+    1143: "access denied",
     1146: "missing table",
 }
 
@@ -63,7 +63,7 @@ class Account(NamedTuple):
 
 @dataclass(frozen=True, eq=False)  # compared by identity, see make_page
 class Page:
-    """Up to PAGE_SIZE accounts, and the `after` of the pages beside it, None if there is none."""
+    """Up to PAGE_SIZE accounts. `previous` and `next` are the `after` of these pages, or None."""
 
     accounts: tuple[Account, ...] = ()
     previous: int | None = None
@@ -90,7 +90,7 @@ def make_page(after: int, rows: Rows) -> Page:
 
 
 def make_account(account_id: Any, name: Any, email: Any) -> Account:
-    """Return an account; raise ReadError if a value has the wrong type. NULL is an empty text."""
+    """Return an account; raise ReadError if a value has the wrong type. NULL becomes ""."""
     if not isinstance(account_id, int):
         raise ReadError("wrong type", f"id is no integer: {account_id!r}")
     for value in (name, email):
@@ -124,7 +124,7 @@ class Database:
         A request joins a read that waits for a slot, never one whose query has begun. So no page
         is older than its request. All requests that share a read have the deadline of the first.
         Cancelling one request cancels all that share its read. aiohttp cancels a request only
-        if the server closes its connection, and the request takes longer than SHUTDOWN_TIMEOUT.
+        if the server closes its connection and then has waited SHUTDOWN_TIMEOUT for it.
         """
         read = self.waiting.get(after)
         # A task that was cancelled before it began is still in `waiting`: no line of it has run.
@@ -148,7 +148,7 @@ class Database:
             raise
         except (MySQLError, OSError, RuntimeError, UnicodeDecodeError) as error:
             # OSError: the network, the password file, and TimeoutError.
-            # RuntimeError: MySQL's login without TLS.
+            # RuntimeError: asyncmy could not log in without TLS.
             failure = explain(error)
             self.note_error(failure)
             raise failure from error
@@ -164,7 +164,7 @@ class Database:
         slot is taken.
         """
         try:
-            await asyncio.sleep(0)  # let requests join that have just arrived: 6 % more a second
+            await asyncio.sleep(0)  # new requests can join: 6 % more requests a second
             async with asyncio.timeout_at(began + self.timeout * 3 / 4):
                 await self.slots.acquire()
         except TimeoutError:
@@ -187,7 +187,7 @@ class Database:
             connection.close()  # it still holds the rest of the rows
             raise
         finally:
-            self.pool.release(connection)  # which drops the connection if the query was cut off
+            self.pool.release(connection)  # release drops a connection whose query was cut off
 
     def note_error(self, error: ReadError) -> None:
         """Log an error, unless the last one was of the same kind."""

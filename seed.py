@@ -19,7 +19,7 @@ from settings import TIME_FORMAT, Settings
 
 log = logging.getLogger("cct")
 
-Values = tuple[str, ...]  # of one account, a value for each of COLUMNS
+Values = tuple[str, ...]  # the values of one account, in the order of COLUMNS
 
 SCHEMA = Path(__file__).with_name("schema.sql")
 COLUMNS = ("name", "email")
@@ -27,7 +27,7 @@ MAX_LENGTH = 254  # characters of a value, as in schema.sql
 INSERT = f"INSERT INTO accounts (id, {', '.join(COLUMNS)}) VALUES "
 ROW = f"({', '.join(['%s'] * (1 + len(COLUMNS)))})"  # the id, and COLUMNS
 BATCH = 1000  # rows in one statement
-RULE = f"a line needs {' and '.join(COLUMNS)}, of 1 to {MAX_LENGTH} characters each, and no more"
+RULE = f"a line needs exactly {' and '.join(COLUMNS)}, each of 1 to {MAX_LENGTH} characters"
 
 FIRST_NAMES = (
     "Ada Björn Chloé Dmitri Émilie Fatima Grace Håkon "
@@ -77,7 +77,7 @@ def find_undecodable_line(file: str) -> int:
         for number, line in enumerate(lines, 1):
             if line.decode(errors="ignore").encode() != line:
                 return number
-    raise AssertionError("all lines are UTF-8")  # then the caller had no error
+    raise AssertionError("all lines are UTF-8")  # cannot happen after an error of the caller
 
 
 def accounts(settings: Settings) -> Iterator[Values]:
@@ -89,8 +89,8 @@ async def seed(settings: Settings) -> None:
     """Create the table and fill it, all rows or none.
 
     After an error, try again. Exit with a message if SEED_WAIT seconds have passed since the start.
-    The ids begin with 1, so the primary key lets only one of two seeders commit. The other one
-    tries again, and finds rows.
+    All seeders insert id 1, and the primary key allows it once. So only one seeder can commit. The
+    others try again, and find rows.
     """
     deadline = time.monotonic() + settings.seed_wait
     last_error = ""
@@ -98,8 +98,8 @@ async def seed(settings: Settings) -> None:
         try:
             await seed_once(settings)
             return
-        except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: a login without TLS
-            refuse_own_container(settings)  # only now: localhost may be right on the host's network
+        except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: login without TLS
+            refuse_own_container(settings)  # after an error: with the host's network, it may work
             if time.monotonic() > deadline:
                 raise SystemExit(explain_failure(settings, error)) from None
             if repr(error) != last_error:
@@ -142,7 +142,7 @@ async def fill(cursor: Cursor, rows: Iterator[Values], wait: float) -> None:
         await cursor.execute(SCHEMA.read_text())
         await cursor.execute("SELECT EXISTS (SELECT 1 FROM accounts)")
         if await cursor.fetchone() == (1,):
-            log.info("accounts has rows already: nothing to do")
+            log.info("the table has rows already: nothing to do")
             return
         # asyncmy's autocommit is off: all inserts are one transaction until COMMIT.
         count = 0
@@ -165,7 +165,7 @@ def check_file(file: str) -> None:
 
 
 def stop(*_: object) -> None:
-    """Exit at once; the database rolls back. An exception here would print tracebacks."""
+    """Exit at once; the database rolls back. Raising SystemExit would print tracebacks."""
     os.write(2, b"Stopped.\n")
     os._exit(1)
 

@@ -36,7 +36,7 @@ log = logging.getLogger("cct")
 # The health flag: why the server is unhealthy, empty while it is healthy. Only a restart clears it.
 unhealthy_reason = ""
 failed_probes = 0  # probes that failed since the flag was set, for the page
-stopping = False  # since SIGTERM: /ready refuses, and each response closes its connection
+stopping = False  # True after SIGTERM: /ready refuses, each response closes its connection
 
 CONTAINER = socket.gethostname()
 STARTED = utc_time(int(time.time()))
@@ -85,7 +85,7 @@ def describe(page: Page) -> str:
         return f"Accounts from id {page.accounts[0].id} to id {page.accounts[-1].id}"
     if page.previous is None:  # the first page
         return "There are no accounts yet. Run the seeder."
-    return "There are no accounts here: the last one is before this page."
+    return "There are no accounts after this id."
 
 
 def render_row(account: Account) -> str:
@@ -160,12 +160,12 @@ SENTENCES = {
     "no answer": "The database does not answer.",
     "busy": "Too many pages are asked for at once.",
 }
-MAX_AHEAD = 8  # requests that a connection may send ahead (pipelining)
+MAX_AHEAD = 8  # requests that may wait behind the current one (pipelining)
 
 
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse what no handler should see, each with a sentence."""
+    """Refuse bad requests before a handler sees them; tell the client why."""
     # aiohttp takes the next request of a connection without a pause. Let other connections run.
     await asyncio.sleep(0)
     # aiohttp has no public name for the requests that wait behind this one.
@@ -266,7 +266,7 @@ async def make_unhealthy(request: web.Request) -> web.Response:
     global unhealthy_reason
     if is_foreign(request):
         return text_response(
-            "/make-unhealthy takes no requests from other sites. A proxy must pass on Host.", 403
+            "/make-unhealthy takes no requests from other sites. A proxy must forward Host.", 403
         )
     if not unhealthy_reason:
         cause = f"{request.method} /make-unhealthy from {request.remote}"

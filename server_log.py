@@ -61,7 +61,7 @@ class LogWriter(logging.Handler):
             self.lost += 1
 
     def write_until_stopped(self) -> None:
-        """Write what waits, four times a second and at once after a record of `logging`."""
+        """Write the waiting lines four times a second, and when a record of `logging` arrives."""
         while not self.stopping:
             self.wake.wait(0.25)
             self.wake.clear()
@@ -87,7 +87,7 @@ class LogWriter(logging.Handler):
 
 
 class AccessLog(AbstractAccessLogger):
-    """One line for each request. With Python's own loggers: 0.6 of the requests a second."""
+    """A line for each request, except successful probes. Python's own loggers: 60 % of the rate."""
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, seconds: float) -> None:
         """Log a request and how long its answer took."""
@@ -102,11 +102,12 @@ writer = LogWriter()  # the log of this process
 
 
 def is_news(record: logging.LogRecord) -> bool:
-    """Return False for a traceback of an event that has its own line in the log."""
+    """Return whether to log a record: False if another line already tells its event."""
     error = record.exc_info[1] if record.exc_info else None
-    # aiohttp's traceback of a malformed request: the access log has the 400.
+    # aiohttp logs a traceback of a malformed request. The access log has the 400.
     is_malformed_request = isinstance(error, HttpProcessingError)
-    # uvloop's traceback if TLS data comes for a closed connection: the query has failed before.
+    # uvloop logs a traceback if TLS data arrives for a closed connection to the database. The log
+    # already has the error of the query.
     is_late_data = isinstance(error, RuntimeError) and "SSL protocol" in record.getMessage()
     return not (is_malformed_request or is_late_data)
 

@@ -118,7 +118,8 @@ def tls_context(mode: str) -> ssl.SSLContext | None:
         return None
     if mode == "verify-identity":
         return ssl.create_default_context()
+    # MySQL's own certificate is self-signed. It encrypts, but proves no identity.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False  # MySQL's own certificate is self-signed: it encrypts,
-    context.verify_mode = ssl.CERT_NONE  # but proves no identity
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
     return context

@@ -12,7 +12,7 @@ password_file() { # USER
 }
 
 make_password() { # FILE
-  # The service reads its password as user 10001, db as group mysql.
+  # The service reads the file as user 10001. db reads the file as group mysql.
   openssl rand -hex 24 | install -o 10001 -g mysql -m 440 /dev/stdin "$1"
 }
 
@@ -38,8 +38,8 @@ make_missing_passwords() {
 
 rotate_password() { # USER
   file=$(password_file "$1")
-  # Swarm and Kubernetes mount the file by itself, so mv could not replace it. A hard link to such
-  # a file fails, too. Try the link first, before anything changes.
+  # Swarm and Kubernetes mount only the file, not its folder. Then neither mv nor a hard link works.
+  # So try a hard link before anything changes.
   if ! { make_password "$file.new" && ln -f "$file" "$file.old"; } 2>/dev/null; then
     echo "$file cannot be replaced here. Rotate as docs/swarm.md or docs/kubernetes.md says." >&2
     exit 1

@@ -35,7 +35,7 @@ def chromium() -> Iterator[BrowserType]:
 
 @pytest.fixture(scope="module")
 def browser(chromium: BrowserType) -> Iterator[Browser]:
-    """Yield a browser. The tests of a file share the browser, but no profile."""
+    """Yield a browser. The tests of a file share the browser; each has its own profile."""
     with chromium.launch(executable_path=find_chromium()) as browser:
         yield browser
 
@@ -72,7 +72,7 @@ def open_page(chromium: BrowserType, browser: Browser) -> Iterator[OpenPage]:
         yield open_path
 
     for text in said:
-        # The browser says this of a 403, 404 or 503, and of a server that is away.
+        # The browser logs this message for a 403, 404 or 503, and if no server answers.
         assert text.startswith("Failed to load resource"), text
 
 

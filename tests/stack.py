@@ -136,7 +136,7 @@ class Stack:
     def on_host(self, service: str, command: str) -> None:
         """Run a shell command on the host. `$pid` is the first process of a service.
 
-        The engine takes a kill from there for a crash.
+        The engine treats a kill from the host as a crash, and restarts the container.
         """
         pid = self.inspect(service)["State"]["Pid"]
         on_host = ("--rm", "--privileged", "--pid=host", "python:3.14-slim")

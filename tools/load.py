@@ -49,8 +49,8 @@ def load(
 ) -> Iterator[Outcome]:
     """Keep the app busy until the end of the context. Then the outcome is complete.
 
-    `container` is the command that runs a program in the container. `may_fail` is a part of the
-    text of failures that are allowed. Raise AssertionError for any other failure.
+    `container` is the command that runs a program in the container. Failures whose text
+    contains `may_fail` are allowed. Raise AssertionError for any other failure.
     """
     outcome = Outcome()
     program = [*container, "python", "-c", Path(__file__).read_text(), host]

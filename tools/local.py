@@ -70,7 +70,7 @@ def wait_until_unhealthy(server: subprocess.Popen[bytes], settings: dict[str, st
 
 
 def start(program: str, settings: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own. Ctrl-C reaches only this process, which stops it."""
+    """Start a program in a session of its own, so that only this process gets Ctrl-C."""
     command = [sys.executable, f"{ROOT}/{program}"]
     return subprocess.Popen(command, env=os.environ | settings, start_new_session=True)
 

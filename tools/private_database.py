@@ -34,7 +34,7 @@ class PrivateDatabase:
     """A database server on 127.0.0.1. Its data, users and certificate are in its own folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Make the data; exit with a message if there is no database server, or if it fails."""
+        """Make the data; exit with a message if that fails, or if there is no database server."""
         self.folder = folder
         self.port = free_port()
         self.passwords = {user: secrets.token_hex(8) for user in ("root", "app", "seeder")}
@@ -79,12 +79,12 @@ class PrivateDatabase:
             "--skip-name-resolve",
             f"--ssl-cert={self.folder}/cert.pem",
             f"--ssl-key={self.folder}/key.pem",
-            f"--secure-file-priv={self.folder}",  # MySQL's own folder for that may be missing
-            "--loose-mysqlx=OFF",  # it would listen on a port that is the same for all
+            f"--secure-file-priv={self.folder}",  # MySQL's default folder may be missing
+            "--loose-mysqlx=OFF",  # mysqlx would listen on the same port for every server
             *options,
         ]
         with log.open("wb") as file:
-            # A session of its own: Ctrl-C is for the program that stops the server.
+            # In its own session, the server gets no Ctrl-C. Our program does, and stops the server.
             self.process = subprocess.Popen(
                 command, stdout=file, stderr=file, start_new_session=True
             )
@@ -126,7 +126,7 @@ class PrivateDatabase:
         try:
             yield connection.cursor()
         finally:
-            await connection.ensure_closed()  # before the loop ends, after an error, too
+            await connection.ensure_closed()  # also after an error, before the loop ends
 
     def sql(self, statement: str, *parameters: object, user: str = "root") -> Rows:
         """Execute a statement as a user, and return its rows."""

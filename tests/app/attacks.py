@@ -37,7 +37,7 @@ async def leave_a_backlog(port: int) -> None:
 
 
 async def pipeline(port: int) -> None:
-    """Send as many requests ahead as the server allows: nine."""
+    """Send nine requests at once, again and again: one, and the eight that may wait."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while True:
         writer.write(NOTHING * 9)

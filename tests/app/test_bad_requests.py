@@ -104,7 +104,7 @@ def test_nine_requests_at_once_are_answered(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("count", [MAX_AHEAD + 2, 1000])
-def test_more_requests_at_once_are_refused_together(server: ServerProcess, count: int) -> None:
+def test_more_than_nine_requests_at_once_get_one_429(server: ServerProcess, count: int) -> None:
     """The log has one line for all of them."""
     head, _, body = exchange(server, NOTHING * count).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 429 ")

@@ -39,7 +39,7 @@ def test_two_hundred_faults_leave_nothing_behind(
     kibibytes = server.memory()
     cause_faults(100)
     assert open_files(server) <= files + 4
-    assert server.memory() <= kibibytes + 16_384  # a leaked connection a fault would be more
+    assert server.memory() <= kibibytes + 16_384  # a leak in each fault would need more
     assert len(database.connections()) <= 4
     assert "Traceback" not in server.log.read_text()
     assert "never retrieved" not in server.log.read_text()

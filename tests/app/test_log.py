@@ -65,7 +65,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_full_disk_fails_no_request_and_is_told(
+def test_full_disk_fails_no_request_and_is_logged(
     start_server: StartServer, small_disk: Path
 ) -> None:
     """When the disk has space again, one line tells the number of lost lines."""
@@ -145,7 +145,7 @@ def test_stdout_that_nobody_reads_blocks_no_request(database: PrivateDatabase) -
 
 
 def test_late_tls_data_has_no_traceback_in_the_log() -> None:
-    """uvloop says this of a connection to the database that was just closed."""
+    """uvloop logs this if data arrives on a closed connection to the database."""
     error = RuntimeError("unable to perform operation on a closed transport")
     exception = (type(error), error, None)
     late = logging.LogRecord(

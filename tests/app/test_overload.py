@@ -1,4 +1,4 @@
-"""Overload: other clients do not notice it. Run these tests alone: they need both cores."""
+"""Overload: other clients do not notice it. Run these tests alone: they need two cores."""
 
 import time
 
@@ -60,7 +60,7 @@ def test_nobody_notices_requests_without_pause(server: ServerProcess, report: Re
 
 
 @linux
-def test_backlog_goes_with_its_sender(server: ServerProcess, report: Report) -> None:
+def test_backlog_is_dropped_with_its_connection(server: ServerProcess, report: Report) -> None:
     """Twenty clients send a million requests, and then nothing more."""
     with attacked(server.port, leave_a_backlog, 20):
         until(lambda: server.log.read_text().count("GET '/nothing'") >= 20, "under attack")
@@ -134,7 +134,7 @@ def test_hanging_database_is_a_503_in_time(
     assert "accounts can be read again" in lines
 
 
-def test_more_pages_than_can_be_read_are_a_503_in_time(
+def test_too_many_pages_are_a_503_in_time(
     database: PrivateDatabase, start_server: StartServer
 ) -> None:
     server = start_server(DB_TIMEOUT="1")

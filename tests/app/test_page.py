@@ -199,7 +199,7 @@ def test_button_behind_a_proxy_that_rewrites_host_says_why(
     page = open_page(server.port)
     page.route("/make-unhealthy", rewrite)
     page.get_by_role("button").click()
-    sentence = "/make-unhealthy takes no requests from other sites. A proxy must pass on Host."
+    sentence = "/make-unhealthy takes no requests from other sites. A proxy must forward Host."
     expect(page.get_by_role("listitem")).to_contain_text([sentence])
     expect(page.get_by_role("button")).to_be_enabled()
     assert server.get("/health") == (200, "healthy\n")
@@ -228,7 +228,7 @@ def test_flag_set_elsewhere_is_found_at_load(server: ServerProcess, open_page: O
     assert steps(page) == ["found unhealthy"]
 
 
-def test_heal_without_a_button_is_told(
+def test_heal_without_a_button_is_shown(
     server: ServerProcess, start_server: StartServer, open_page: OpenPage
 ) -> None:
     """The flag was set before the button was turned off."""
@@ -302,7 +302,7 @@ def test_hidden_tab_does_not_ask(server: ServerProcess, open_page: OpenPage) -> 
         bring_back(page)
 
 
-def test_heal_of_a_hidden_tab_ends_with_the_time_of_the_start(
+def test_tab_hidden_during_the_heal_tells_the_start_time(
     server: ServerProcess, start_server: StartServer, open_page: OpenPage
 ) -> None:
     page = open_page(server.port)
@@ -316,7 +316,7 @@ def test_heal_of_a_hidden_tab_ends_with_the_time_of_the_start(
     assert steps(page) == ["made unhealthy", f"healthy again, running since {started}"]
 
 
-def test_heal_of_a_tab_that_came_back_early_has_its_duration(
+def test_tab_shown_again_before_the_heal_tells_its_duration(
     server: ServerProcess, start_server: StartServer, open_page: OpenPage
 ) -> None:
     page = open_page(server.port)
@@ -333,7 +333,7 @@ def test_heal_of_a_tab_that_came_back_early_has_its_duration(
 # Storage and clock
 
 
-def test_full_storage_costs_only_the_steps_of_a_reload(
+def test_with_full_storage_only_a_reload_loses_the_steps(
     server: ServerProcess, open_page: OpenPage
 ) -> None:
     page = open_page(server.port)
@@ -345,7 +345,7 @@ def test_full_storage_costs_only_the_steps_of_a_reload(
     expect(page.get_by_role("listitem").first).to_contain_text("found unhealthy")
 
 
-def test_blocked_storage_costs_only_the_steps_of_a_reload(
+def test_with_blocked_storage_only_a_reload_loses_the_steps(
     server: ServerProcess, start_server: StartServer, open_page: OpenPage, tmp_path: Path
 ) -> None:
     preferences = {"profile": {"default_content_setting_values": {"cookies": 2}}}  # 2: block

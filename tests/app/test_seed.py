@@ -14,9 +14,9 @@ from tools import ROOT
 from tools.private_database import PrivateDatabase, private_database
 from tools.waiting import free_port, until
 
-RULE = "a line needs name and email, of 1 to 254 characters each, and no more."
+RULE = "a line needs exactly name and email, each of 1 to 254 characters."
 NOT_UTF_8 = "this is not UTF-8. Save it as UTF-8."
-NOTHING_TO_DO = (0, "accounts has rows already: nothing to do")
+NOTHING_TO_DO = (0, "the table has rows already: nothing to do")
 SELECT = "SELECT * FROM cct.accounts"
 GALERA = Path("/usr/lib/galera/libgalera_smm.so")
 
@@ -147,7 +147,9 @@ def test_missing_csv_file_is_named(empty_database: PrivateDatabase) -> None:
     assert run(empty_database, SEED_FILE="/nowhere.csv") == (1, sentence)
 
 
-def test_bad_csv_file_is_refused_where_rows_are(database: PrivateDatabase, tmp_path: Path) -> None:
+def test_bad_csv_file_is_refused_even_if_there_are_rows(
+    database: PrivateDatabase, tmp_path: Path
+) -> None:
     file = tmp_path / "accounts.csv"
     file.write_text("name,email\nAda\n")
     before = database.sql(SELECT)
@@ -172,7 +174,7 @@ def test_bad_csv_file_is_refused_without_the_database(
 def test_seeder_killed_at_any_moment_leaves_all_rows_or_none(
     empty_database: PrivateDatabase,
 ) -> None:
-    """The next seeder adds rows only to an empty table, so it would not complete a part."""
+    """The next seeder adds rows only to an empty table, so a partly filled table would stay so."""
     for moment in range(10):
         process = start(empty_database, SEED_ACCOUNTS="100000")
         wait_until_connected(process, empty_database)

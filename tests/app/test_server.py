@@ -109,7 +109,7 @@ async def test_next_ends_with_the_last_account(client: Client) -> None:
 
 async def test_page_behind_the_last_account_leads_back(client: Client) -> None:
     page = await get(client, f"/?after={MAX_ID}")
-    assert "There are no accounts here: the last one is before this page." in page
+    assert "There are no accounts after this id." in page
     assert link(page, "Previous") == "/?after=70"  # the last 50 of 120
 
 
@@ -241,7 +241,7 @@ async def test_page_of_another_site_cannot_set_the_flag(
     assert response.status == 403
     assert (
         await response.text()
-        == "/make-unhealthy takes no requests from other sites. A proxy must pass on Host.\n"
+        == "/make-unhealthy takes no requests from other sites. A proxy must forward Host.\n"
     )
     assert await get(client, "/health") == "healthy\n"
 
@@ -253,7 +253,7 @@ async def test_own_page_and_typed_address_set_the_flag(client: Client, site: str
 
 
 async def test_own_page_sets_the_flag_over_plain_http(client: Client) -> None:
-    """Over plain HTTP, browsers send no Sec-Fetch-Site."""
+    """Over plain HTTP, browsers send Sec-Fetch-Site only to localhost."""
     page = str(client.make_url("/"))
     await get(client, "/make-unhealthy", headers={"Origin": page.rstrip("/"), "Referer": page})
     await get(client, "/health", 503)
@@ -389,7 +389,7 @@ FAULTS = {
         "ALTER TABLE cct.accounts RENAME COLUMN email TO mail",
         "ALTER TABLE cct.accounts RENAME COLUMN mail TO email",
     ),
-    "no right": (
+    "access denied": (
         "REVOKE SELECT ON cct.* FROM app",
         "GRANT SELECT ON cct.* TO app",
     ),
@@ -397,7 +397,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-async def test_refusal_is_not_called_no_answer(
+async def test_error_of_the_database_is_named_by_its_kind(
     client: Client, database: PrivateDatabase, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     fault, repair = FAULTS[kind]

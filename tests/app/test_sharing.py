@@ -122,7 +122,7 @@ async def test_page_is_never_older_than_its_request(
         await asyncio.gather(*clients)
 
 
-async def test_client_that_hangs_up_takes_nobody_along(
+async def test_client_that_disconnects_fails_no_other_request(
     server: ServerProcess, database: PrivateDatabase
 ) -> None:
     async with locked_table(database):
@@ -153,7 +153,7 @@ async def test_failed_query_fails_all_who_waited_for_it(
 
 @pytest.fixture
 def one_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give a Database one slot. If it loses the slot, it makes no more query."""
+    """Give a Database one slot. If a read does not release the slot, no other read begins."""
     monkeypatch.setattr("database.POOL_SIZE", 1)
 
 
@@ -212,7 +212,7 @@ async def test_cancel_of_a_wait_leaves_nobody_waiting(database: PrivateDatabase)
 
 
 @pytest.mark.usefixtures("one_slot")
-async def test_wait_in_vain_leaves_nobody_waiting(database: PrivateDatabase) -> None:
+async def test_wait_that_times_out_blocks_no_later_request(database: PrivateDatabase) -> None:
     reader = Database(Settings(database.env("app") | {"DB_TIMEOUT": "0.5"}))
     async with locked_table(database):
         requests = [reader.page(60), reader.page(0), reader.page(0)]  # the first has the slot
@@ -237,7 +237,7 @@ async def test_query_is_a_key_range(
         assert "PRIMARY" in half
 
 
-def test_log_has_each_answer_of_a_stop_under_load(server: ServerProcess) -> None:
+def test_each_answer_during_a_stop_is_logged(server: ServerProcess) -> None:
     def count_pages() -> int:
         """Ask for pages until the server is gone; return the number of answers."""
         pages = 0

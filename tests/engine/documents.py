@@ -4,7 +4,8 @@ import re
 
 from tools import ROOT
 
-# A block of commands. `sh example` is not run: its commands do not end, or need what is not here.
+# A block of commands. A block of `sh example` is not run as printed: its commands do not
+# end, or the reader must replace its names.
 BLOCK = re.compile(r"^```(console|sh|sh example)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

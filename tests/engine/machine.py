@@ -11,7 +11,7 @@ OTHER_IMAGES = ("willfarrell/autoheal:1.2.0", "python:3.14-slim")
 
 
 class Machine(Stack):
-    """A stack on a machine of its own. Its images are built here and loaded there."""
+    """A stack on the test machine. Its images are built on this machine, and loaded there."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -57,7 +57,7 @@ class Machine(Stack):
         return True
 
     def stop_engine(self) -> None:
-        """Stop the engine in order, if it runs."""
+        """Stop the engine cleanly, if it runs."""
         stop = (
             "pid=$(cat /var/run/docker.pid) && kill $pid && while kill -0 $pid; do sleep 0.1; done"
         )

@@ -13,7 +13,7 @@ from tests.stack import Stack
 DURATION = re.compile(r"^healthy again after \d+\.\d s$")
 
 
-def test_whole_heal_is_told(
+def test_whole_heal_is_shown(
     stack: Stack, open_page: OpenPage, tmp_path: Path, report: Report
 ) -> None:
     """`make screenshots` keeps the pictures: SCREENSHOTS names their folder."""

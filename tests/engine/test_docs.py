@@ -1,4 +1,4 @@
-"""The documents are true: each command runs as it is printed, and prints what is printed."""
+"""The documents are true: each command runs, and prints the printed output."""
 
 import os
 import re

@@ -18,10 +18,11 @@ BACK = 2.5  # seconds after the database is healthy
 
 @contextmanager
 def database_fault(stack: Stack, report: Report) -> Iterator[Callable[[], None]]:
-    """Give a context for a fault of the database and its end, and a function that awaits a 503.
+    """Run clients while a test causes and ends a fault of the database; then assert what they saw.
 
-    No answer takes longer than DB_TIMEOUT and half a second. Pages are back soon after the
-    database is. Nothing restarts the server, or calls it unhealthy.
+    Yield a function that waits for a 503. No answer may take longer than DB_TIMEOUT and half a
+    second. Pages must be back soon after the database. The server must stay healthy, and must not
+    be restarted.
     """
     started = stack.started()
     with load(stack, 503) as clients:
@@ -122,7 +123,7 @@ def test_database_with_another_password(stack: Stack, report: Report) -> None:
 
 @contextmanager
 def server_fault(stack: Stack, report: Report) -> Iterator[None]:
-    """Give a context for a fault of the server; after it, the server has been restarted."""
+    """Run clients while a test breaks the server; then assert that the server was restarted."""
     started = stack.started()
     with load(stack, 0, 503) as clients:
         began = time.monotonic()
@@ -175,7 +176,7 @@ def test_killed_seeder_is_back_and_seeds(stack: Stack) -> None:
 
 
 def test_full_disk_of_the_database(tmp_path: Path) -> None:
-    """Reading goes on, over new connections, too. Writing works again when there is space."""
+    """Reading still works, even over new connections. Writing works again when there is space."""
     disk = tmp_path / "disk.yml"
     options = "{type: tmpfs, device: tmpfs, o: size=300m}"
     disk.write_text(f"volumes: {{data: {{driver_opts: {options}}}}}\n")

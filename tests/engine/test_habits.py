@@ -16,7 +16,7 @@ EXTERNAL = "docker-compose.yml:deploy/docker-compose.external.yml"
 
 
 def test_clone_that_only_its_owner_can_read_starts(tmp_path: Path) -> None:
-    """As made with umask 077."""
+    """umask 077 makes such a clone."""
     stack = Stack(tmp_path / "cct")
     stack.shell("chmod -R go-rwx .")
     try:
@@ -62,7 +62,7 @@ def has_data(stack: Stack, name: str) -> bool:
 
 @pytest.mark.parametrize("latest", ["ibdata1", "sys", "cct", "cct-first-start-complete"])
 def test_first_start_that_was_cut_off_begins_again(empty_stack: Stack, latest: str) -> None:
-    """`latest` is what the first start has made last, before it is killed."""
+    """The first start is killed as soon as the file or folder `latest` exists."""
     empty_stack.compose("up", "-d", "db")
     until(lambda: has_data(empty_stack, latest), f"at {latest}")
     empty_stack.on_host("db", "kill -KILL $pid")
@@ -74,7 +74,7 @@ def test_first_start_that_was_cut_off_begins_again(empty_stack: Stack, latest: s
 
 
 def test_first_start_with_half_made_data_begins_again(empty_stack: Stack) -> None:
-    """As left by a full disk or a kill while MySQL makes its own files."""
+    """A full disk, or a kill while MySQL makes its own files, leaves such data."""
     empty_stack.compose("create", "--build", "db")
     files = "mkdir data/'#innodb_temp'; echo half >data/ibdata1; chown -R 999 data/*"
     volume = f"--volume={empty_stack.name}_data:/data"

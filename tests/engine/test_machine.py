@@ -35,7 +35,7 @@ def test_opened_stack_serves_the_network(machine: Machine) -> None:
 
 
 def test_server_cannot_reach_the_network(machine: Machine) -> None:
-    """This machine has the outside address. Another container can connect to it."""
+    """The outside address is one of this machine. Another container can connect; app cannot."""
     with socket.create_server((gateway(), 0)) as outside:
         connect = f"import socket; socket.create_connection({outside.getsockname()}, 3)"
         attempt = ("python", "-c", connect)

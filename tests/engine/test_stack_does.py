@@ -54,7 +54,7 @@ def test_flag_right_after_the_start_is_healed(stack: Stack) -> None:
 
 
 def test_pipelining_does_not_make_app_unhealthy(stack: Stack) -> None:
-    """From Python 3.12 on, a connection begins its next request without a turn of the loop."""
+    """From Python 3.12 on, a connection begins its next request before other connections run."""
     with attacked(stack.port, pipeline, 20):
         until(lambda: "GET '/nothing'" in stack.logs("app"), "under attack")
         end = time.monotonic() + 12  # two probes
@@ -78,7 +78,7 @@ def test_down_keeps_the_accounts_and_the_passwords(stack: Stack) -> None:
     stack.up()
     assert stack.page()["accounts"] == accounts
     assert stack.passwords() == passwords
-    assert stack.logs("seeder").endswith("accounts has rows already: nothing to do\n")
+    assert stack.logs("seeder").endswith("the table has rows already: nothing to do\n")
 
 
 def test_rotated_passwords_need_no_restart(stack: Stack) -> None:
@@ -263,7 +263,7 @@ def test_emptied_password_volume_is_named(stack: Stack) -> None:
     assert len(stack.page()["accounts"]) == 50
 
 
-def test_down_with_v_deletes_everything(tmp_path: Path) -> None:
+def test_down_with_v_and_rmi_deletes_everything(tmp_path: Path) -> None:
     stack = Stack(tmp_path / "cct")
     stack.compose("create", "--build")
     assert all(resources(stack))

@@ -44,7 +44,7 @@ def test_only_the_page_is_published_to_this_machine(stack: Stack) -> None:
     assert ports == {"db": {}, "seeder": {}, "app": page, "autoheal": {}}
 
 
-def test_each_service_is_on_its_networks_alone(stack: Stack) -> None:
+def test_each_service_is_only_on_its_networks(stack: Stack) -> None:
     networks = {
         service: set(stack.inspect(service)["NetworkSettings"]["Networks"]) for service in SERVICES
     }
@@ -73,7 +73,7 @@ def test_database_is_out_of_reach(stack: Stack, network: str) -> None:
 
 
 @pytest.mark.parametrize("service", ["seeder", "app"])
-def test_service_reads_its_own_password_alone(stack: Stack, service: str) -> None:
+def test_service_reads_only_its_own_password(stack: Stack, service: str) -> None:
     files = run(stack, service, "find", "/run/secrets", "-type", "f")
     assert files == f"/run/secrets/{service}/password\n"
 
@@ -132,7 +132,7 @@ def test_no_file_of_the_clone_is_mounted(stack: Stack, service: str) -> None:
     assert files == ([socket] if service == "autoheal" else [])
 
 
-def test_root_logs_in_inside_db_alone(stack: Stack) -> None:
+def test_root_can_log_in_only_inside_db(stack: Stack) -> None:
     assert stack.sql("SELECT host FROM mysql.user WHERE user = 'root'") == "localhost\n"
 
 

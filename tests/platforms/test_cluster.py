@@ -204,7 +204,7 @@ def test_changed_config_map_reaches_the_programs(client: str, report: Report) ->
 
 
 def test_check_finds_an_update_without_a_database(client: str) -> None:
-    """Readiness does not show that the database is missing."""
+    """Kubernetes' readiness probe asks /health, so it does not see this."""
     assert run("Check the update") == "ready\n\n"
     sh(f"{KUBECTL} set env deployment/app DB_HOST=127.0.0.1")
     sh(f"{KUBECTL} rollout status deployment/app")

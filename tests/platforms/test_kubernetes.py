@@ -196,8 +196,8 @@ def test_pods_have_the_memory_of_compose(name: str) -> None:
 def test_pods_run_the_images_of_compose(name: str) -> None:
     assert "build" in COMPOSE[name]
     assert container(name)["image"] == f"cct-{name}:latest"
-    assert container(name)["imagePullPolicy"] == "IfNotPresent"  # a node may have been given it
-    assert pod(name)["enableServiceLinks"] is False  # they set DB_PORT=tcp://...
+    assert container(name)["imagePullPolicy"] == "IfNotPresent"  # kind loads it by hand
+    assert pod(name)["enableServiceLinks"] is False  # links set DB_PORT=tcp://...
 
 
 def test_images_have_a_user_with_a_number() -> None:
@@ -207,7 +207,7 @@ def test_images_have_a_user_with_a_number() -> None:
     assert pod("db")["securityContext"]["runAsUser"] == 999
 
 
-def test_policies_open_db_to_seeder_and_app_alone() -> None:
+def test_policies_open_db_only_to_seeder_and_app() -> None:
     seeder = {"podSelector": {"matchLabels": {LABEL: "seeder"}}}
     app = {"podSelector": {"matchLabels": {LABEL: "app"}}}
     db = {"podSelector": {"matchLabels": {LABEL: "db"}}}

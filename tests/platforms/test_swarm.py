@@ -67,7 +67,7 @@ def settled(replicas: int = 3, service: str = "app") -> Tasks:
     stopping = False
     for line in on(MANAGER, f"{command} --format json").splitlines():
         task = json.loads(line)
-        node_is_left = f"{task['Node']} Ready" in nodes  # a task of a lost node seems to run on
+        node_is_left = f"{task['Node']} Ready" in nodes  # else Swarm says running, too
         if node_is_left and task["CurrentState"].startswith("Running"):
             running[task["ID"]] = task
             stopping = stopping or task["DesiredState"] != "Running"
