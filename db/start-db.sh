@@ -12,8 +12,8 @@ has_tables() {
 }
 
 # Three states: data that is complete, data whose first start was cut off, and no data.
-# Tables without that file come from an older version of cct, or a power cut lost the file. Keep such
-# tables.
+# Tables without that file come from an older version of cct, or a power cut lost the file. Such
+# tables stay.
 if [ -e "$complete" ] || has_tables; then
   for user in root seeder app; do
     if [ ! -s /run/secrets/$user/password ]; then
@@ -25,7 +25,7 @@ if [ -e "$complete" ] || has_tables; then
 elif [ -n "$(find "$data" -maxdepth 1 -type f -print -quit)" ]; then
   # MySQL's image skips its set-up where data exists, so this data would never get its users.
   # Nobody could log in yet, so nothing is lost.
-  echo "The first start of the database was cut off. The database is still empty, so the first start begins again."
+  echo "The first start of the database was cut off. It was still empty, and begins again."
   find "$data" -mindepth 1 -maxdepth 1 -not -name lost+found -exec rm -r {} +
 fi
 
