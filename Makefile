@@ -10,11 +10,12 @@ test: .venv ## all tests, or a part of them: make test TESTS=tests/app
 ifdef TESTS
 	$(RUN)pytest $(TESTS)
 else
-	$(RUN)pytest $(SIDE_BY_SIDE) tests/app --ignore tests/app/test_overload.py
-	$(RUN)pytest tests/app/test_overload.py
-	$(RUN)pytest $(SIDE_BY_SIDE) tests/platforms tests/engine --ignore tests/platforms/test_cluster.py
+	$(RUN)pytest $(SIDE_BY_SIDE) tests/app
+	$(RUN)pytest tests/*/test_overload.py
+	$(RUN)pytest $(SIDE_BY_SIDE) tests/platforms tests/engine
 endif
-SIDE_BY_SIDE = --numprocesses 4 --dist loadfile
+SIDE_BY_SIDE = --numprocesses 3 --dist loadfile --ignore-glob '*/test_overload.py' \
+	--ignore tests/platforms/test_cluster.py
 
 check: .venv ## format, lint, types, schemas
 	$(RUN)ruff format --check
@@ -36,7 +37,7 @@ cluster: .venv ## the tests of deploy/kubernetes.yml, on the cluster that kubect
 	CLUSTER=1 $(RUN)pytest tests/platforms/test_cluster.py
 
 screenshots: .venv ## the pictures in docs/
-	SCREENSHOTS=docs $(RUN)pytest tests/engine/test_browser.py
+	SCREENSHOTS=docs $(RUN)pytest tests/engine -k whole_heal
 
 bench: .venv ## requests a second, beside Go; needs wrk
 	@tools/require.sh database

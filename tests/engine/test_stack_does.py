@@ -1,5 +1,7 @@
 """What the running stack does. Each test repairs what it changes, so the order is free."""
 
+import os
+import re
 import shutil
 import subprocess
 import time
@@ -8,19 +10,45 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
-from tests.app.attacks import attacked, pipeline
+from tests.browser import OpenPage, steps
 from tests.conftest import Report
 from tests.engine.documents import task
 from tests.shell import run_command
 from tests.stack import Stack, docker, gateway, running_stack, start_mysql
-from tools.waiting import free_port, get, until
+from tools.waiting import free_port, until
 
 START_PERIOD = 5  # seconds, in the Dockerfile
 THREE_PROBES = 15
 RESTART = 3
 SERVICES = "docker compose ps --all --services"
 EXTERNAL = "docker-compose.yml:deploy/docker-compose.external.yml"
+HEALED = re.compile(r"^healthy again after \d+\.\d s$")
+
+
+def test_whole_heal_is_shown(
+    stack: Stack, open_page: OpenPage, tmp_path: Path, report: Report
+) -> None:
+    """`make screenshots` keeps the pictures: SCREENSHOTS names their folder."""
+    pictures = Path(os.environ.get("SCREENSHOTS") or tmp_path)
+    page = open_page(stack.port, viewport={"width": 800, "height": 640})
+    before = page.locator("#started").inner_text()
+    page.screenshot(path=pictures / "page.png")
+
+    page.get_by_role("button", name="Make unhealthy").click()
+    expect(page.get_by_text("probe 2 failed")).to_be_visible(timeout=30_000)
+    page.screenshot(path=pictures / "unhealthy.png")
+    page.reload()
+    expect(page.get_by_text(HEALED)).to_be_visible(timeout=60_000)
+    page.screenshot(path=pictures / "healed.png")
+
+    report("\n".join(page.get_by_role("listitem").all_text_contents()))
+    told = steps(page)
+    assert told[:3] == ["made unhealthy", "probe 1 failed", "probe 2 failed"]
+    assert set(told[3:-1]) <= {"probe 3 failed", "restarting (no answer)", "no answer"}
+    expect(page.locator("#started")).not_to_have_text(before)
+    expect(page.get_by_role("button")).to_be_enabled()
 
 
 def test_flag_is_healed(stack: Stack, report: Report) -> None:
@@ -51,16 +79,6 @@ def test_flag_right_after_the_start_is_healed(stack: Stack) -> None:
         return stack.started() != started and stack.health() == "healthy"
 
     until(is_healed, "healed", START_PERIOD + THREE_PROBES + RESTART)
-
-
-def test_pipelining_does_not_make_app_unhealthy(stack: Stack) -> None:
-    """From Python 3.12 on, a connection begins its next request before other connections run."""
-    with attacked(stack.port, pipeline, 20):
-        until(lambda: "GET '/nothing'" in stack.logs("app"), "under attack")
-        end = time.monotonic() + 12  # two probes
-        while time.monotonic() < end:
-            assert get(stack.port, "/health", 0.5) == (200, "healthy\n")
-            assert stack.inspect("app")["State"]["Health"]["FailingStreak"] == 0
 
 
 def test_restart_keeps_the_accounts(stack: Stack) -> None:

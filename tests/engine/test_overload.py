@@ -1,0 +1,17 @@
+"""Overload of the real stack. Run this test alone: it needs two cores."""
+
+import time
+
+from tests.app.attacks import attacked, pipeline
+from tests.stack import Stack
+from tools.waiting import get, until
+
+
+def test_pipelining_does_not_make_app_unhealthy(stack: Stack) -> None:
+    """From Python 3.12 on, a connection begins its next request before other connections run."""
+    with attacked(stack.port, pipeline, 20):
+        until(lambda: "GET '/nothing'" in stack.logs("app"), "under attack")
+        end = time.monotonic() + 12  # two probes
+        while time.monotonic() < end:
+            assert get(stack.port, "/health", 0.5) == (200, "healthy\n")
+            assert stack.inspect("app")["State"]["Health"]["FailingStreak"] == 0
