@@ -308,7 +308,7 @@ def make_app(settings: Settings) -> web.Application:
 
 
 async def open_database(app: web.Application) -> AsyncIterator[None]:
-    """Give the application a database; close its connections when the application stops."""
+    """Open the database at the start; close its connections at the stop."""
     app[DATABASE] = Database(app[SETTINGS])
     yield
     await app[DATABASE].close()

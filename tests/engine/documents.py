@@ -4,8 +4,7 @@ import re
 
 from tools import ROOT
 
-# A block of commands. A block of `sh example` is not run as printed: its commands do not
-# end, or the reader must replace its names.
+# A block of commands. The commands of `sh example` do not end, or the reader must replace names.
 BLOCK = re.compile(r"^```(console|sh|sh example)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

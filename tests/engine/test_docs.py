@@ -30,14 +30,14 @@ MAY_DIFFER = {
 
 
 def commands_of(kind: str, text: str) -> list[tuple[str, str]]:
-    """Return the commands of a block, each with what it prints; a shell block is one command."""
+    """Return the commands of a block with their printed output. A block of sh is one command."""
     if kind == "console":
         return COMMAND.findall(text)
     return [(text, "")]
 
 
 def comparable(output: str) -> str:
-    """Return an output without what differs from run to run."""
+    """Return an output without times, ids and addresses, which differ from run to run."""
     for pattern, name in MAY_DIFFER.items():
         output = re.sub(pattern, name, output)
     return output.strip()
@@ -58,7 +58,7 @@ def require_free_names() -> None:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Iterator[Path]:
-    """Give a copy of the project; remove the stacks that a document starts there."""
+    """Copy the project for a document; remove the stacks of the document at the end."""
     require_engine()
     require_free_names()
     folder = tmp_path / "cct"
@@ -89,7 +89,7 @@ def test_each_command_is_valid(doc: Path) -> None:
 
 
 def anchors(doc: Path) -> set[str]:
-    """Return the anchors that a document's headings have on GitHub."""
+    """Return the anchors of a document's headings, as GitHub makes them."""
     headings = re.findall(r"(?m)^#+ (.+)$", doc.read_text())
     words = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
     return {word.replace(" ", "-") for word in words}
@@ -108,7 +108,7 @@ def test_each_link_exists(doc: Path) -> None:
 
 
 def test_each_link_in_a_program_exists() -> None:
-    """The healer's message names a place in docs/tasks.md, for one."""
+    """For example, the healer's message names a place in docs/tasks.md."""
     for program in [*ROOT.glob("*.yml"), *ROOT.glob("*.py"), *ROOT.glob("d*/*.*")]:
         if program.suffix == ".png":
             continue

@@ -1,4 +1,4 @@
-"""Faults of each part of the real stack under a steady load: what clients see, and the recovery."""
+"""Faults of the real stack under a steady load: what clients see, and how it recovers."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ def database_fault(stack: Stack, report: Report) -> Iterator[Callable[[], None]]
 
 
 def wait_for_503(clients: Clients, moment: float) -> None:
-    """Wait until a client notices that there are no accounts."""
+    """Wait until a client gets a 503."""
     clients.wait_for(503, moment)
 
 
@@ -151,7 +151,7 @@ def test_server_frozen(stack: Stack, report: Report) -> None:
 
 
 def test_server_out_of_memory(stack: Stack, report: Report) -> None:
-    """Something takes more memory than the container has. The kernel ends the server for it."""
+    """A program uses all memory of the container, and the kernel kills the server."""
     with server_fault(stack, report):
         stack.in_server("echo 1000 >/proc/$pid/oom_score_adj")
         docker("exec", "--detach", stack.container("app"), "python", "-c", "b'x' * 10**9")

@@ -1,4 +1,4 @@
-"""What people do with the project, apart from what its documents say."""
+"""What people do with the project, although no document says so."""
 
 import shutil
 import time
@@ -27,7 +27,7 @@ def test_clone_that_only_its_owner_can_read_starts(tmp_path: Path) -> None:
 
 
 def test_database_comes_back_without_its_clone(stack: Stack, tmp_path: Path) -> None:
-    """The clone is moved or deleted while everything runs, then db is killed."""
+    """The clone is moved while everything runs. Then db is killed."""
     started = stack.started("db")
     moved = shutil.move(stack.folder, tmp_path / "moved")
     original = stack.folder
@@ -46,13 +46,13 @@ def test_database_comes_back_without_its_clone(stack: Stack, tmp_path: Path) -> 
 
 @pytest.fixture
 def empty_stack(stack: Stack) -> Stack:
-    """Give the stack without containers and volumes. The test starts it again."""
+    """Return the stack without containers and volumes. The test starts the stack again."""
     stack.compose("down", "-v")
     return stack
 
 
 def has_data(stack: Stack, name: str) -> bool:
-    """Return whether the data of db has a file or folder."""
+    """Return whether a file or folder exists in the data of db."""
     try:
         stack.exec("db", "test", "-e", f"/var/lib/mysql/{name}")
     except AssertionError:
@@ -85,7 +85,7 @@ def test_first_start_with_half_made_data_begins_again(empty_stack: Stack) -> Non
 
 
 def test_tables_are_never_taken_for_a_first_start(stack: Stack) -> None:
-    """Data of an older version has no file that says that it is complete."""
+    """The data of an older version lacks the file of a complete first start."""
     rows = stack.sql("CHECKSUM TABLE accounts")
     marker = "/var/lib/mysql/cct-first-start-complete"
     stack.exec("db", "rm", marker)
@@ -124,7 +124,7 @@ def test_backup_without_db_keeps_the_old_backup(stack: Stack) -> None:
 
 @pytest.mark.parametrize("part", [0, 0.5, 0.99])
 def test_restore_refuses_an_incomplete_backup(stack: Stack, part: float) -> None:
-    """An empty file, a half, and all but the last line: nothing is changed."""
+    """An empty file, half of a backup, and one without the last line change nothing."""
     rows = stack.sql("CHECKSUM TABLE accounts")
     stack.shell(task("Backup"))
     backup = stack.folder / "backup.sql"
@@ -156,7 +156,7 @@ def test_own_csv_file_is_loaded(stack: Stack) -> None:
 
 
 def external_stack(folder: Path, host: str) -> Stack:
-    """Return a stack for a database elsewhere, whose seeder gives up after a second."""
+    """Return a stack for a database elsewhere. Its seeder gives up after a second."""
     passwords = folder / "passwords"
     passwords.mkdir(parents=True)
     for user in ("seeder", "app"):
@@ -169,7 +169,7 @@ def external_stack(folder: Path, host: str) -> Stack:
 
 
 def test_unreachable_database_elsewhere_fails_once(tmp_path: Path) -> None:
-    """The seeder has tried for SEED_WAIT seconds; it does not begin again."""
+    """The seeder retries for SEED_WAIT seconds, and is not restarted."""
     stack = external_stack(tmp_path, "127.0.0.2")
     try:
         with pytest.raises(AssertionError, match=r"seeder.* didn.t complete successfully"):
@@ -209,7 +209,7 @@ def test_secrets_beside_the_clone_get_into_no_build(stack: Stack, tmp_path: Path
 
 
 def test_folder_with_other_letters_is_built(tmp_path: Path) -> None:
-    """As docs/tasks.md says, with Compose's older builder."""
+    """docs/tasks.md uses the older builder of Compose."""
     stack = Stack(tmp_path / "Café")
     try:
         stack.shell(task("Build in a folder with non-ASCII letters"))
