@@ -18,9 +18,9 @@ PAGE_SIZE = 50
 POOL_SIZE = 2  # connections, so at most two queries at once: more were not faster
 MAX_ID = 2**63 - 1  # BIGINT
 
-# The first half finds the previous page. It returns one account, PAGE_SIZE places before the page:
-# for after=150 it is the account 100, so the previous page is /?after=100. Both halves of a UNION
-# need the same columns. With NULL instead of the texts, MySQL would take 4 ms more.
+# The first half finds the previous page. It returns one account: for after=150 it is the account
+# 100, so the previous page is /?after=100. Only the id is used. The texts are there because both
+# halves of a UNION need the same columns, and NULL instead of the texts would take 4 ms more.
 # The second half returns the page, and one account more if there is a next page.
 # Both halves are ranges of the primary key, so a page costs the same at any size of the table.
 # LEFT bounds the memory that a page takes: a table made by hand may hold longer texts.
@@ -124,7 +124,7 @@ class Database:
         A request joins a read that waits for a slot, never one whose query has begun. So no page
         is older than its request. All requests that share a read have the deadline of the first.
         Cancelling one request cancels all that share its read. aiohttp cancels a request only
-        if the server closes its connection and then has waited SHUTDOWN_TIMEOUT for it.
+        if the server closes its connection (see run.py), and the request does not end within 3 s.
         """
         read = self.waiting.get(after)
         # A task that was cancelled before it began is still in `waiting`: no line of it has run.

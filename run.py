@@ -123,4 +123,5 @@ async def close_connections(connections: list[web.RequestHandler]) -> None:
     for connection in connections:
         connection.close()  # at once, if it is idle
     shutdowns = [connection.shutdown(SHUTDOWN_TIMEOUT) for connection in connections]
-    await asyncio.gather(*shutdowns, return_exceptions=True)  # one may be lost meanwhile
+    # A client may disconnect meanwhile. This must not end limit_connections.
+    await asyncio.gather(*shutdowns, return_exceptions=True)

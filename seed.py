@@ -77,7 +77,7 @@ def find_undecodable_line(file: str) -> int:
         for number, line in enumerate(lines, 1):
             if line.decode(errors="ignore").encode() != line:
                 return number
-    raise AssertionError("all lines are UTF-8")  # cannot happen after an error of the caller
+    raise AssertionError("all lines are UTF-8")  # cannot happen after a UnicodeDecodeError
 
 
 def accounts(settings: Settings) -> Iterator[Values]:
@@ -99,7 +99,8 @@ async def seed(settings: Settings) -> None:
             await seed_once(settings)
             return
         except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: login without TLS
-            refuse_own_container(settings)  # after an error: with the host's network, it may work
+            # Only after an error: with Docker's host network, DB_HOST=localhost can work.
+            refuse_own_container(settings)
             if time.monotonic() > deadline:
                 raise SystemExit(explain_failure(settings, error)) from None
             if repr(error) != last_error:
@@ -131,7 +132,7 @@ async def seed_once(settings: Settings) -> None:
 
 
 async def fill(cursor: Cursor, rows: Iterator[Values], wait: float) -> None:
-    """Insert all accounts in one transaction, unless the table has rows.
+    """Create the table; insert all accounts in one transaction, unless the table has rows.
 
     Raise TimeoutError if no batch finishes within `wait` seconds. If the database hangs, asyncio
     then needs up to 30 s to close the TLS connection.

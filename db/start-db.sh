@@ -12,8 +12,8 @@ has_tables() {
 }
 
 # Three states: data that is complete, data whose first start was cut off, and no data.
-# Tables without that file come from an older version of cct, or a power cut lost the file. Such
-# tables stay.
+# Tables without the file $complete come from an older version of cct, or a power cut lost the file.
+# Such tables stay.
 if [ -e "$complete" ] || has_tables; then
   for user in root seeder app; do
     if [ ! -s /run/secrets/$user/password ]; then

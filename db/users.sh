@@ -36,18 +36,21 @@ make_missing_passwords() {
   done
 }
 
+can_replace() { # FILE
+  # Swarm and Kubernetes mount only the file, not its folder. Then neither mv nor a hard link works.
+  ln -f "$1" "$1.test" && rm "$1.test"
+}
+
 rotate_password() { # USER
   file=$(password_file "$1")
-  # Swarm and Kubernetes mount only the file, not its folder. Then neither mv nor a hard link works.
-  # So try a hard link before anything changes.
-  if ! { make_password "$file.new" && ln -f "$file" "$file.old"; } 2>/dev/null; then
+  if ! can_replace "$file" 2>/dev/null; then
     echo "$file cannot be replaced here. Rotate as docs/swarm.md or docs/kubernetes.md says." >&2
     exit 1
   fi
+  make_password "$file.new"
   # The old password works until the file holds the new one.
   as-root.sh mysql <<<"ALTER USER $1 IDENTIFIED BY '$(cat "$file.new")' RETAIN CURRENT PASSWORD"
   mv "$file.new" "$file"
-  rm "$file.old"
   as-root.sh mysql <<<"ALTER USER $1 DISCARD OLD PASSWORD"
 }
 

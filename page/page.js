@@ -14,7 +14,9 @@ const TIMEOUT = 3000 // milliseconds to wait for an answer
 
 let heal = loadHeal() // null if there is none
 let isPolling = false
-let isWatched = false // the tab has asked without a gap since the server was last unhealthy
+// After a reload, or while the tab was hidden, the heal may have ended unseen: then this is false,
+// and the duration of the heal is unknown.
+let isWatched = false
 let isLeaving = false
 
 async function pressButton(event) {
@@ -134,7 +136,7 @@ function secondsSinceBegin() {
 function endHeal(page) {
   const isSame = page.container === heal.container
   const who = isSame ? "healthy again" : `container ${page.container} answers`
-  // Without a gap, the heal ends now. A clock that was set back cannot say how long it took.
+  // If the clock was set back, the duration is unknown, too.
   const isKnown = isWatched && Date.now() >= heal.began
   const when = isKnown ? ` after ${secondsSinceBegin()} s` : `, running since ${page.started}`
   appendLine(who + when)
