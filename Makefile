@@ -5,7 +5,7 @@ RUN = .venv/bin/
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
 
-test: .venv ## all tests, or a part of them: make test TESTS=tests/app
+test: .venv ## all tests but those of a cluster, or a part: make test TESTS=tests/app
 	@tools/require.sh database
 ifdef TESTS
 	$(RUN)pytest $(TESTS)

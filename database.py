@@ -63,7 +63,7 @@ class Account(NamedTuple):
 
 @dataclass(frozen=True, eq=False)  # compared by identity, see make_page
 class Page:
-    """Up to PAGE_SIZE accounts. `previous` and `next` are the `after` of these pages, or None."""
+    """Up to PAGE_SIZE accounts. `previous`, `next`: the `after` of the pages beside it, or None."""
 
     accounts: tuple[Account, ...] = ()
     previous: int | None = None
@@ -74,9 +74,9 @@ class Page:
 def make_page(after: int, rows: Rows) -> Page:
     """Return the page for the rows of QUERY; raise ReadError if a value has the wrong type.
 
-    Equal rows give the same Page object. The caches of render_html and render_json in server.py
-    look a Page up by its identity, so they compare no rows. Together, the three caches give 10 %
-    more requests a second.
+    This cache gives the same Page object for equal rows. The caches of render_html and render_json
+    in server.py look a Page up by its identity, so they compare no rows. The three caches together
+    give 10 % more requests a second.
     """
     accounts = sorted(make_account(*row) for row in rows)  # UNION ALL promises no order
     before = [account for account in accounts if account.id <= after]
@@ -119,7 +119,7 @@ class Database:
         self.last_error = ""  # kind of the last query's error, empty if it succeeded
 
     async def page(self, after: int) -> Page:
-        """Return the accounts whose id is above `after`; raise ReadError within DB_TIMEOUT.
+        """Return the accounts whose id is above `after`. Raise ReadError at DB_TIMEOUT at the latest.
 
         A request joins a read that waits for a slot, never one whose query has begun. So no page
         is older than its request. All requests that share a read have the deadline of the first.

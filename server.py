@@ -308,7 +308,7 @@ def make_app(settings: Settings) -> web.Application:
 
 
 async def open_database(app: web.Application) -> AsyncIterator[None]:
-    """Open the database at the start; close its connections at the stop."""
+    """Create the database's pool at the start; close its connections at the stop."""
     app[DATABASE] = Database(app[SETTINGS])
     yield
     await app[DATABASE].close()
@@ -321,7 +321,7 @@ def begin_stopping() -> None:
 
 
 def main() -> None:
-    """Run the server until SIGTERM; exit with a message if it cannot start."""
+    """Run the server until SIGTERM or SIGINT; exit with a message if it cannot start."""
     settings = Settings(os.environ)
     run(make_app(settings), settings, on_stop=begin_stopping)
 

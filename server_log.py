@@ -103,7 +103,7 @@ writer = LogWriter()  # the log of this process
 
 
 def is_news(record: logging.LogRecord) -> bool:
-    """Return whether to log a record: False if another line already tells its event."""
+    """Return whether to log a record: False if another line already reports the same event."""
     error = record.exc_info[1] if record.exc_info else None
     # aiohttp logs a traceback of a malformed request. The access log has the 400.
     is_malformed_request = isinstance(error, HttpProcessingError)

@@ -70,7 +70,7 @@ def wait_until_unhealthy(server: subprocess.Popen[bytes], settings: dict[str, st
 
 
 def start(program: str, settings: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own, so that only this process gets Ctrl-C."""
+    """Start a program in its own session: Ctrl-C reaches only `make local`, not the program."""
     command = [sys.executable, f"{ROOT}/{program}"]
     return subprocess.Popen(command, env=os.environ | settings, start_new_session=True)
 

@@ -160,7 +160,7 @@ def private_database() -> Iterator[PrivateDatabase]:
 
 
 def run_in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in a thread, because the caller may run in a loop; return its result."""
+    """Run a coroutine in a thread (the caller may be in an event loop); return its result."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, coroutine).result()
 

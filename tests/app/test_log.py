@@ -145,7 +145,7 @@ def test_stdout_that_nobody_reads_blocks_no_request(database: PrivateDatabase) -
 
 
 def test_late_tls_data_has_no_traceback_in_the_log() -> None:
-    """uvloop logs this if data arrives on a closed connection to the database."""
+    """uvloop logs a traceback if data arrives on a closed connection. The filter drops it."""
     error = RuntimeError("unable to perform operation on a closed transport")
     exception = (type(error), error, None)
     late = logging.LogRecord(

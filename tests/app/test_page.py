@@ -333,7 +333,7 @@ def test_tab_shown_again_before_the_heal_tells_its_duration(
 # Storage and clock
 
 
-def test_with_full_storage_only_a_reload_loses_the_steps(
+def test_full_storage_keeps_the_steps_until_a_reload(
     server: ServerProcess, open_page: OpenPage
 ) -> None:
     page = open_page(server.port)
@@ -345,7 +345,7 @@ def test_with_full_storage_only_a_reload_loses_the_steps(
     expect(page.get_by_role("listitem").first).to_contain_text("found unhealthy")
 
 
-def test_with_blocked_storage_only_a_reload_loses_the_steps(
+def test_blocked_storage_keeps_the_steps_until_a_reload(
     server: ServerProcess, start_server: StartServer, open_page: OpenPage, tmp_path: Path
 ) -> None:
     preferences = {"profile": {"default_content_setting_values": {"cookies": 2}}}  # 2: block

@@ -86,7 +86,7 @@ def test_seeds_a_csv_file(empty_database: PrivateDatabase, tmp_path: Path) -> No
 
 
 def test_insert_follows_the_columns(empty_database: PrivateDatabase, tmp_path: Path) -> None:
-    """With another column in COLUMNS, a CSV file needs no other change in seed.py."""
+    """With a new column in COLUMNS, seed.py loads a CSV file with that column."""
     for name in ("seed.py", "settings.py", "schema.sql"):
         shutil.copy(ROOT / name, tmp_path)
     program = tmp_path / "seed.py"

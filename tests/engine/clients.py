@@ -51,11 +51,11 @@ class Clients:
             client.result()  # raises what ended it
 
     def pages_since(self, moment: float, status: int) -> list[Answer]:
-        """Return the pages with this status whose requests began after a moment."""
+        """Return the pages with this status whose requests began later than `moment`."""
         return [page for page in self.pages if page.began > moment and page.status == status]
 
     def wait_for(self, status: int, moment: float, seconds: float = 60) -> Answer:
-        """Wait for the first page with this status whose request began after a moment."""
+        """Wait for a page with this status whose request began later than `moment`."""
         pages = until(lambda: self.pages_since(moment, status), f"a {status}", seconds)
         return pages[0]
 
@@ -64,8 +64,8 @@ class Clients:
 def load(stack: Stack, *allowed: int) -> Iterator[Clients]:
     """Run clients until the end of the context; then assert what they saw.
 
-    Each status must be 200 or allowed, each page must be whole, and no row may be lost. /health
-    must have been 200 within a second, unless status 0 is allowed.
+    Each status must be 200 or allowed, each page must be whole, and no row may be lost. Each
+    answer of /health must be a 200 within a second, unless status 0 is allowed.
     """
     rows = stack.sql("CHECKSUM TABLE accounts")
     clients = Clients(stack)

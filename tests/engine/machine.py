@@ -11,7 +11,7 @@ OTHER_IMAGES = ("willfarrell/autoheal:1.2.0", "python:3.14-slim")
 
 
 class Machine(Stack):
-    """A stack on the test machine. Its images are built on this machine, and loaded there."""
+    """A stack in a container with its own engine. Images are built outside, and loaded there."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

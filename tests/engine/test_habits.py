@@ -1,4 +1,4 @@
-"""What people do with the project, although no document says so."""
+"""What people do with the project: odd clones, cut-off starts, mistakes with backups and files."""
 
 import shutil
 import time
@@ -84,8 +84,8 @@ def test_first_start_with_half_made_data_begins_again(empty_stack: Stack) -> Non
     assert len(empty_stack.page()["accounts"]) == 50
 
 
-def test_tables_are_never_taken_for_a_first_start(stack: Stack) -> None:
-    """The data of an older version lacks the file of a complete first start."""
+def test_data_with_tables_is_always_kept(stack: Stack) -> None:
+    """An older version did not write the file that marks a complete first start."""
     rows = stack.sql("CHECKSUM TABLE accounts")
     marker = "/var/lib/mysql/cct-first-start-complete"
     stack.exec("db", "rm", marker)

@@ -35,7 +35,7 @@ def test_opened_stack_serves_the_network(machine: Machine) -> None:
 
 
 def test_server_cannot_reach_the_network(machine: Machine) -> None:
-    """The outside address is one of this machine. Another container can connect; app cannot."""
+    """The outside address belongs to the computer that runs the tests."""
     with socket.create_server((gateway(), 0)) as outside:
         connect = f"import socket; socket.create_connection({outside.getsockname()}, 3)"
         attempt = ("python", "-c", connect)
@@ -46,15 +46,15 @@ def test_server_cannot_reach_the_network(machine: Machine) -> None:
 
 
 def test_server_asks_no_name_server_for_outside_names(machine: Machine) -> None:
-    """The resolver gives up at once, because it has no name server."""
+    """The engine's DNS has no outside name server, so the lookup fails at once."""
     resolve = "import socket; socket.getaddrinfo('example.com', 80)"
     with pytest.raises(AssertionError, match="Temporary failure in name resolution"):
         machine.exec("app", "python", "-c", resolve)
 
 
 @pytest.mark.parametrize("network", ["database", "web"])
-def test_no_network_has_ipv6(machine: Machine, network: str) -> None:
-    """New networks of this engine have IPv6, which would give the host an address in them."""
+def test_networks_of_the_stack_refuse_ipv6(machine: Machine, network: str) -> None:
+    """This engine gives IPv6 to new networks. The networks of the stack must refuse it."""
     machine.docker("network", "create", f"control-of-{network}")
     (control,) = json.loads(machine.docker("network", "inspect", f"control-of-{network}"))
     assert control["EnableIPv6"]

@@ -137,7 +137,7 @@ def test_missing_column_is_named_and_repaired(stack: Stack) -> None:
 
 @contextmanager
 def watched(stack: Stack) -> Iterator[list[str]]:
-    """Run `docker compose watch` until the end of the context. The list then has its output."""
+    """Run `docker compose watch`, and yield a list. After the context, the list has the output."""
     lines: list[str] = []
     command = ["docker", "compose", "watch", "--no-up"]
     with subprocess.Popen(
@@ -218,7 +218,7 @@ def test_second_copy_lives_beside_the_first(stack: Stack, tmp_path: Path) -> Non
 def test_database_elsewhere_is_used_and_left_again(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The commands of docs/tasks.md move a running stack there, and back."""
+    """The commands of docs/tasks.md move a running stack there. `down` and `up` move it back."""
     accounts = stack.page()["accounts"]
     host = gateway()
     port = str(free_port())

@@ -86,7 +86,7 @@ def test_passwords_are_long_and_different(stack: Stack) -> None:
 
 
 def test_passwords_stand_nowhere_else(stack: Stack) -> None:
-    """No log, configuration, container, image or layer has a password."""
+    """No log, configuration, image or layer has a password."""
     containers = stack.compose("ps", "-aq").split()
     images = stack.images()
     text = stack.compose("logs")
@@ -142,7 +142,7 @@ def test_server_can_only_read(stack: Stack, statement: str) -> None:
         stack.sql_as_app(statement)
 
 
-def test_proxy_takes_the_socket_from_the_healer(
+def test_with_the_filter_the_healer_has_no_engine_socket(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(stack.env, "DOCKER_SOCKET", "/run/my.sock")

@@ -177,7 +177,7 @@ def test_next_update_mends_a_wrong_tag(client: str, report: Report) -> None:
 
 
 def test_second_update_in_a_row_fails_no_request(client: str, report: Report) -> None:
-    """The Job changes, too. Kubernetes would refuse to change the Job of the last update."""
+    """Kubernetes cannot change a Job, so the second update must delete the first one's Job."""
     change_job = 's/SEED_WAIT, value: "300"/SEED_WAIT, value: "299"/'
     change_app = 's/DRAIN, value: "5"/DRAIN, value: "6"/'
     with busy(report, "second update in a row"):
@@ -305,7 +305,7 @@ def test_pods_are_listed(client: str) -> None:
     assert "db-0" in sh(command)
 
 
-def test_load_sees_what_a_stop_without_drain_loses(client: str, report: Report) -> None:
+def test_without_drain_the_load_sees_failed_requests(client: str, report: Report) -> None:
     sh(f"{KUBECTL} set env deployment/app DRAIN=0")
     sh(f"{KUBECTL} rollout status deployment/app")
     until(settled, "settled", 120)

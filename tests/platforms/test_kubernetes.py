@@ -84,7 +84,7 @@ def environment(name: str) -> dict[str, str]:
 
 
 def settings(variables: Object) -> Object:
-    """Return the settings of a program. A password replaces the password file."""
+    """Return the settings of a program, with a fixed password instead of the password file."""
     texts = {name: str(value) for name, value in variables.items()}
     return vars(Settings(texts | {"DB_PASSWORD_FILE": "", "DB_PASSWORD": "x"}))
 
