@@ -119,15 +119,16 @@ class Database:
         self.last_error = ""  # kind of the last query's error, empty if it succeeded
 
     async def page(self, after: int) -> Page:
-        """Return the accounts whose id is above `after`. Raise ReadError at DB_TIMEOUT at the latest.
+        """Return the accounts whose id is above `after`; raise ReadError if that fails.
 
-        A request joins a read that waits for a slot, never one whose query has begun. So no page
-        is older than its request. All requests that share a read have the deadline of the first.
-        Cancelling one request cancels all that share its read. aiohttp cancels a request only
-        if the server closes its connection (see run.py), and the request does not end within 3 s.
+        The page or the error comes within DB_TIMEOUT. A request joins a read that waits for a
+        slot, never one whose query has begun. So no page is older than its request. All requests
+        that share a read have the deadline of the first. Cancelling one request cancels all that
+        share its read. aiohttp cancels a request in one case only: the server closes its
+        connection (see run.py), and 3 s later the request still runs.
         """
         read = self.waiting.get(after)
-        # A task that was cancelled before it began is still in `waiting`: no line of it has run.
+        # A read removes itself from `waiting`, unless it was cancelled before its first line ran.
         if read is None or read.cancelled():
             read = asyncio.create_task(self.read_page(after))
             self.waiting[after] = read

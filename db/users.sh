@@ -58,8 +58,9 @@ case ${1:-create} in
   create) create_users ;;
   passwords) make_missing_passwords ;;
   rotate)
+    # The password of root never leaves db, and stays.
     rotate_password app
-    rotate_password seeder # root's password never leaves db
+    rotate_password seeder
     ;;
   *)
     echo "Usage: users.sh [passwords|rotate]" >&2

@@ -222,7 +222,9 @@ def test_button_that_was_turned_off_says_so(
 # The steps of a heal
 
 
-def test_flag_set_elsewhere_is_found_at_load(server: ServerProcess, open_page: OpenPage) -> None:
+def test_flag_set_elsewhere_is_shown_when_the_page_opens(
+    server: ServerProcess, open_page: OpenPage
+) -> None:
     server.get("/make-unhealthy")
     page = open_page(server.port)
     assert steps(page) == ["found unhealthy"]

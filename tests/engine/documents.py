@@ -4,7 +4,8 @@ import re
 
 from tools import ROOT
 
-# A block of commands. The commands of `sh example` do not end, or the reader must replace names.
+# A block of commands. test_docs.py does not run a block of `sh example`: its commands do not end,
+# need something that is not here, or have names that the reader must replace.
 BLOCK = re.compile(r"^```(console|sh|sh example)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

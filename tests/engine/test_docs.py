@@ -1,4 +1,4 @@
-"""The documents are true: each command runs, and prints the printed output."""
+"""The documents are true: commands run and print the printed output, links and tests exist."""
 
 import os
 import re

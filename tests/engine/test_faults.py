@@ -81,7 +81,7 @@ def alter_app(stack: Stack, change: str) -> None:
     """Change the user app in the database, and end the server's connections."""
     stack.sql(f"ALTER USER app {change}")
     with suppress(AssertionError):
-        stack.sql_as_app("DO 0")  # the one login that may be left
+        stack.sql_as_app("DO 0")  # use up the one login of this hour
     stack.end_app_connections()
 
 

@@ -15,8 +15,7 @@ from tools.waiting import until
 EXTERNAL = "docker-compose.yml:deploy/docker-compose.external.yml"
 
 
-def test_clone_that_only_its_owner_can_read_starts(tmp_path: Path) -> None:
-    """umask 077 makes such a clone."""
+def test_stack_starts_from_a_clone_with_umask_077(tmp_path: Path) -> None:
     stack = Stack(tmp_path / "cct")
     stack.shell("chmod -R go-rwx .")
     try:

@@ -11,7 +11,7 @@ class Document:
     """The commands of a document: its blocks of sh, and the rows of its tables.
 
     The name of a block is the heading above it. Blocks below the same heading are one. The name of
-    a row is its first cell. A block of "sh example" is left out: the reader must replace its names.
+    a row is its first cell. A block of "sh example" is left out.
     """
 
     def __init__(self, path: str) -> None:

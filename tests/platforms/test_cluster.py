@@ -203,8 +203,8 @@ def test_changed_config_map_reaches_the_programs(client: str, report: Report) ->
     assert sh(f"{APP} printenv DB_TIMEOUT") == "3\n"
 
 
-def test_check_finds_an_update_without_a_database(client: str) -> None:
-    """Kubernetes' readiness probe asks /health, so it does not see this."""
+def test_check_finds_an_update_that_lost_the_database(client: str) -> None:
+    """Kubernetes' readiness probe asks /health, so it does not notice."""
     assert run("Check the update") == "ready\n\n"
     sh(f"{KUBECTL} set env deployment/app DB_HOST=127.0.0.1")
     sh(f"{KUBECTL} rollout status deployment/app")
@@ -300,12 +300,12 @@ def test_logs_of_all_replicas_are_there(client: str) -> None:
 
 
 def test_pods_are_listed(client: str) -> None:
-    """In the document, the command has no end."""
+    """The document's command has --watch, and never ends."""
     command = DOCUMENT.commands("Watch the pods").replace(" --watch", "")
     assert "db-0" in sh(command)
 
 
-def test_without_drain_the_load_sees_failed_requests(client: str, report: Report) -> None:
+def test_requests_fail_without_drain(client: str, report: Report) -> None:
     sh(f"{KUBECTL} set env deployment/app DRAIN=0")
     sh(f"{KUBECTL} rollout status deployment/app")
     until(settled, "settled", 120)

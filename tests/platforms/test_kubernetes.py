@@ -107,7 +107,7 @@ def test_file_is_valid_in_each_version_of_kubernetes(version: str) -> None:
         kubernetes_validate.validate(item, version, strict=True)
 
 
-def test_file_says_its_oldest_version() -> None:
+def test_file_names_the_oldest_kubernetes() -> None:
     assert f"Kubernetes 1.{OLDEST} or newer" in FILE.read_text()
     assert VERSIONS[0].startswith(f"1.{OLDEST}.")
 
@@ -197,7 +197,7 @@ def test_pods_run_the_images_of_compose(name: str) -> None:
     assert "build" in COMPOSE[name]
     assert container(name)["image"] == f"cct-{name}:latest"
     assert container(name)["imagePullPolicy"] == "IfNotPresent"  # kind loads it by hand
-    assert pod(name)["enableServiceLinks"] is False  # links set DB_PORT=tcp://...
+    assert pod(name)["enableServiceLinks"] is False  # else DB_PORT is a URL
 
 
 def test_images_have_a_user_with_a_number() -> None:
@@ -232,7 +232,7 @@ def test_policies_open_db_only_to_seeder_and_app() -> None:
 
 
 def test_pod_leaves_the_service_before_it_is_restarted() -> None:
-    """Each probe may fail three times, by default."""
+    """By default, the third failure of a probe counts."""
     app = container("app")
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert app[probe]["httpGet"]["path"] == "/health"

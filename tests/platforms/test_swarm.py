@@ -25,7 +25,7 @@ from tools.waiting import free_port, until
 Tasks = dict[str, dict[str, str]]  # what Swarm says about each task, by its id
 
 DOCUMENT = Document("docs/swarm.md")
-NAME = f"cct-swarm-{os.getpid()}"  # begins the name of each container, and names the network
+NAME = f"cct-swarm-{os.getpid()}"  # of the network, and the prefix of containers
 MANAGER = "node-1"
 DATA = "node-2"
 SPARE = "node-3"
