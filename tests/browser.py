@@ -45,8 +45,8 @@ def open_page(chromium: BrowserType, browser: Browser) -> Iterator[OpenPage]:
     """Yield a function that opens a page of a port.
 
     The test fails if the console has a message: an error of the script, or a violation of the
-    Content-Security-Policy. `profile` is a folder with a user's data; it needs a browser of its
-    own.
+    Content-Security-Policy. With `profile`, a folder with a user's data, the page
+    opens in a separate browser.
     """
     said: list[str] = []
     with ExitStack() as contexts:

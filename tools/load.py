@@ -33,7 +33,7 @@ print(client.getresponse().read().decode(), end="")
 
 @dataclass
 class Outcome:
-    """The number of answers by container, and of failures by kind."""
+    """How many answers each container gave, and how many failures of each kind there were."""
 
     answers: dict[str, int] = field(default_factory=dict)  # by the container that answered
     failures: dict[str, int] = field(default_factory=dict)  # by kind

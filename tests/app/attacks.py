@@ -26,7 +26,7 @@ async def send_without_pause(port: int) -> None:
 
 
 async def leave_a_backlog(port: int) -> None:
-    """Send fifty thousand requests, read the answers, and do nothing more."""
+    """Send fifty thousand requests at once. Read until the server closes; then do nothing."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(NOTHING * 50_000)
     writer.write_eof()
@@ -37,7 +37,7 @@ async def leave_a_backlog(port: int) -> None:
 
 
 async def pipeline(port: int) -> None:
-    """Send nine requests at once, again and again: one, and the eight that may wait."""
+    """Send nine requests at once, again and again. This is the limit: one, and eight that wait."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while True:
         writer.write(NOTHING * 9)

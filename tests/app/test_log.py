@@ -121,7 +121,7 @@ def server_with_stdout(
 
 
 def test_full_stdout_fails_no_request(database: PrivateDatabase) -> None:
-    """SIGTERM ends the server with 0, too."""
+    """SIGTERM still ends the server, with exit code 0."""
     with (
         Path("/dev/full").open("wb") as full,
         server_with_stdout(database, full.fileno()) as (port, process),
@@ -133,7 +133,7 @@ def test_full_stdout_fails_no_request(database: PrivateDatabase) -> None:
 
 
 def test_stdout_that_nobody_reads_blocks_no_request(database: PrivateDatabase) -> None:
-    """SIGTERM ends the server, too."""
+    """SIGTERM still ends the server."""
     with server_with_stdout(database, subprocess.PIPE) as (port, process):
         for _ in range(60):  # the lines of twenty requests fill the pipe
             assert get(port, "/" + "x" * 200)[0] == 404

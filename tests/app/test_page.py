@@ -51,7 +51,7 @@ def audit(page: Page) -> None:
 def hide(page: Page) -> None:
     """Hide the tab, and assert that it sends no request for a second.
 
-    Playwright keeps every tab visible, so this sets what the browser would set.
+    Playwright keeps every tab visible, so this function sets `document.hidden` itself.
     """
     page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
@@ -233,7 +233,7 @@ def test_flag_set_elsewhere_is_shown_when_the_page_opens(
 def test_heal_without_a_button_is_shown(
     server: ServerProcess, start_server: StartServer, open_page: OpenPage
 ) -> None:
-    """The flag was set before the button was turned off."""
+    """The button is pressed. Then the server starts again without a button."""
     page = open_page(server.port)
     press(page)
     server.stop()

@@ -71,7 +71,7 @@ class Machine(Stack):
 
 @contextmanager
 def running_machine(folder: Path) -> Iterator[Machine]:
-    """Yield a machine without an engine; remove it at the end."""
+    """Yield a machine whose engine is not started yet; remove the machine at the end."""
     machine = Machine(folder)
     try:
         machine.create()

@@ -26,7 +26,7 @@ def test_stack_starts_from_a_clone_with_umask_077(tmp_path: Path) -> None:
 
 
 def test_database_comes_back_without_its_clone(stack: Stack, tmp_path: Path) -> None:
-    """The clone is moved while everything runs. Then db is killed."""
+    """The folder of the project is moved while everything runs. Then db is killed."""
     started = stack.started("db")
     moved = shutil.move(stack.folder, tmp_path / "moved")
     original = stack.folder
@@ -61,7 +61,7 @@ def has_data(stack: Stack, name: str) -> bool:
 
 @pytest.mark.parametrize("latest", ["ibdata1", "sys", "cct", "cct-first-start-complete"])
 def test_first_start_that_was_cut_off_begins_again(empty_stack: Stack, latest: str) -> None:
-    """The first start is killed as soon as the file or folder `latest` exists."""
+    """The first start is killed as soon as one of its files or folders exists."""
     empty_stack.compose("up", "-d", "db")
     until(lambda: has_data(empty_stack, latest), f"at {latest}")
     empty_stack.on_host("db", "kill -KILL $pid")
@@ -84,7 +84,7 @@ def test_first_start_with_half_made_data_begins_again(empty_stack: Stack) -> Non
 
 
 def test_data_with_tables_is_always_kept(stack: Stack) -> None:
-    """An older version did not write the file that marks a complete first start."""
+    """This holds even without the file that marks a complete first start, as in old data."""
     rows = stack.sql("CHECKSUM TABLE accounts")
     marker = "/var/lib/mysql/cct-first-start-complete"
     stack.exec("db", "rm", marker)

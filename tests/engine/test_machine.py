@@ -35,7 +35,7 @@ def test_opened_stack_serves_the_network(machine: Machine) -> None:
 
 
 def test_server_cannot_reach_the_network(machine: Machine) -> None:
-    """The outside address belongs to the computer that runs the tests."""
+    """The test tries an outside address: that of the computer that runs the tests."""
     with socket.create_server((gateway(), 0)) as outside:
         connect = f"import socket; socket.create_connection({outside.getsockname()}, 3)"
         attempt = ("python", "-c", connect)

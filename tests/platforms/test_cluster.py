@@ -45,7 +45,7 @@ def run(*names: str, first: str = "") -> str:
 
 
 def update_with(change: str) -> str:
-    """Run the update of the document; sed changes the file first."""
+    """Change the file with sed, and run the document's commands for an update."""
     commands = DOCUMENT.commands("Update").replace("manifest |", f"manifest | sed '{change}' |")
     return sh(DOCUMENT.commands("Name the images") + commands)
 
@@ -93,9 +93,9 @@ def busy(report: Report, event: str) -> AbstractContextManager[Outcome]:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[str]:
-    """Start a pod outside of the namespace, with a server on port 8080; yield its address.
+    """Start the client, a pod in another namespace; yield the pod's address.
 
-    Delete everything that the tests made.
+    The pod also serves on port 8080. At the end, delete everything that the tests made.
     """
     if sh("kubectl get namespace cct --ignore-not-found"):
         pytest.exit("There is a namespace cct already. These tests would delete it.", returncode=1)

@@ -232,7 +232,7 @@ def test_policies_open_db_only_to_seeder_and_app() -> None:
 
 
 def test_pod_leaves_the_service_before_it_is_restarted() -> None:
-    """By default, the third failure of a probe counts."""
+    """Kubernetes acts on the third failure of a probe. Readiness must get there before liveness."""
     app = container("app")
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert app[probe]["httpGet"]["path"] == "/health"

@@ -60,7 +60,7 @@ def start_client() -> None:
 
 
 def settled(replicas: int = 3, service: str = "app") -> Tasks:
-    """Return the running tasks; empty unless there are `replicas` tasks and none is stopping."""
+    """Return the tasks if exactly `replicas` of them run and none is stopping; otherwise none."""
     command = DOCUMENT.commands("see the replicas").replace("app", service)
     nodes = on(MANAGER, "docker node ls --format '{{.Hostname}} {{.Status}}'").splitlines()
     running: Tasks = {}
