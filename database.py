@@ -63,7 +63,7 @@ class Account(NamedTuple):
 
 @dataclass(frozen=True, eq=False)  # compared by identity, see make_page
 class Page:
-    """Up to PAGE_SIZE accounts, and the `after` for the links to the two neighbours, or None."""
+    """Up to PAGE_SIZE accounts, and the values of ?after= for the two links, or None."""
 
     accounts: tuple[Account, ...] = ()
     previous: int | None = None
@@ -124,7 +124,7 @@ class Database:
         The page or the error comes within DB_TIMEOUT. A request joins a read that waits for a
         slot, never one whose query has begun. So no page is older than its request. All requests
         that share a read have the deadline of the first. Cancelling one request cancels all that
-        share its read. aiohttp cancels a request only if it still runs 3 s after the server has
+        share its read. aiohttp cancels a request only if it still runs 6 s after the server has
         closed the connection (see run.py).
         """
         read = self.waiting.get(after)

@@ -21,8 +21,8 @@ from settings import Settings
 
 log = logging.getLogger("cct")
 
-# aiohttp waits 3 s for requests, cancels them, and waits 3 s again. The database and the log may
-# take 1 s each. So a stop takes at most 8 s. Docker kills after 10 s.
+# aiohttp waits twice 3 s for requests, and then cancels them. The database and the log may take 1 s
+# each. So a stop takes at most 8 s. Docker kills after 10 s.
 SHUTDOWN_TIMEOUT = 3.0  # seconds
 KEEP_ALIVE = 120.0  # seconds; proxies keep idle connections for less (nginx 60, Traefik 90)
 UNREAD_TIMEOUT = 10.0  # seconds until a client that does not read its answer is cut off
@@ -119,7 +119,7 @@ async def limit_connections(runner: web.AppRunner) -> None:
 
 
 async def close_connections(connections: list[web.RequestHandler]) -> None:
-    """Close connections; wait at most SHUTDOWN_TIMEOUT for their requests in flight."""
+    """Close connections; wait at most twice SHUTDOWN_TIMEOUT for requests in flight."""
     for connection in connections:
         connection.close()  # at once, if it is idle
     shutdowns = [connection.shutdown(SHUTDOWN_TIMEOUT) for connection in connections]

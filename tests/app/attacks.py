@@ -46,7 +46,7 @@ async def pipeline(port: int) -> None:
 
 
 async def send_bomb(port: int) -> None:
-    """Send a gigabyte of zeros as a gzip of a megabyte."""
+    """Send a gigabyte of zeros, zipped to a megabyte."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = make_bomb()
     fields = b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)

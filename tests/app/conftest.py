@@ -90,7 +90,7 @@ class ServerProcess:
         return ticks / 100
 
     def unread_bytes(self) -> list[int]:
-        """Return the number of unread bytes for each connection of the server."""
+        """Return, for each connection, how many bytes of answers the client has not taken."""
         unread = []
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
             _, local, _, state, queues, *_ = line.split()

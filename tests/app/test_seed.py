@@ -274,7 +274,7 @@ def memory(process: subprocess.Popen[str]) -> int:
 
 
 def test_memory_does_not_grow_with_the_accounts(empty_database: PrivateDatabase) -> None:
-    """SIGTERM then ends the seeder with one line."""
+    """At the end, SIGTERM stops the seeder with one line."""
     process = start(empty_database, SEED_ACCOUNTS="100000000", SEED_WAIT="2")
     assert process.stdout
     pages: list[int] = []

@@ -32,7 +32,7 @@ async def get(
 
 
 async def get_raw(client: Client, request: str, end: bytes = b"</html>\n") -> str:
-    """Send bytes, and return the answer. Read until the server closes the connection."""
+    """Send bytes, and return the answer up to the bytes `end`."""
     reader, writer = await asyncio.open_connection(client.host, client.port)
     try:
         writer.write(request.encode())

@@ -25,7 +25,7 @@ class Machine(Stack):
         )
 
     def create(self) -> None:
-        """Build the images, and start the machine without an engine."""
+        """Build the images, and start the machine. Its engine is not started yet."""
         docker("compose", "build", cwd=self.folder, env=self.here)
         docker("save", "--output", f"{self.folder}/images.tar", *self.images(), *OTHER_IMAGES)
         run = ("run", "--detach", "--init", "--privileged", "--env=DOCKER_TLS_CERTDIR=")
@@ -64,7 +64,7 @@ class Machine(Stack):
         self.on_machine(f"{stop} 2>/dev/null || true")
 
     def lose_power(self) -> None:
-        """Kill everything on the machine at once; start the machine again, without an engine."""
+        """Kill everything on the machine at once. Then start the machine, but not its engine."""
         docker("kill", self.name)
         docker("start", self.name)
 

@@ -1,4 +1,4 @@
-"""The documents are true: commands run and print the printed output, links and tests exist."""
+"""The documents are true: commands print what the document shows, links and tests exist."""
 
 import os
 import re

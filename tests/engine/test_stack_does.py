@@ -116,7 +116,7 @@ def test_rotated_passwords_need_no_restart(stack: Stack) -> None:
 
 
 def test_each_step_of_a_rotation_leaves_a_good_password(stack: Stack) -> None:
-    """After each command of `rotate`, the user logs in with the password of the file."""
+    """After each SQL statement of `rotate`, both users can log in with the password of the file."""
     login = "mysql -h 127.0.0.1 -u $user -e 'SELECT 1' cct"
     check = f"for user in app seeder; do MYSQL_PWD=$(cat /run/secrets/$user/password) {login}; done"
     steps = f'as-root.sh() {{ command as-root.sh "$@" && {check}; }}; export -f as-root.sh'

@@ -55,14 +55,14 @@ def spec(kind: str, name: str) -> Object:
 
 
 def template(name: str) -> Object:
-    """Return the specification of the pods of db, seeder or app."""
+    """Return the pod template of db, seeder or app: labels and specification."""
     kinds = {"db": "StatefulSet", "seeder": "Job", "app": "Deployment"}
     found: Object = spec(kinds[name], name)["template"]
     return found
 
 
 def pod(name: str) -> Object:
-    """Return the specification of a pod."""
+    """Return the specification in a pod template."""
     found: Object = template(name)["spec"]
     return found
 
