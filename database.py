@@ -109,7 +109,7 @@ class Database:
             maxsize=POOL_SIZE,
             autocommit=True,  # each query sees the newest rows
             stmt_cache_size=8,  # prepared statements: 12 % more requests a second for random pages
-            read_timeout=self.timeout,  # asyncmy may ignore asyncio's timeout (Python 3.11)
+            read_timeout=self.timeout,  # on Python 3.11, asyncmy may ignore asyncio's timeout
             **settings.connect_arguments(),
         )
         # Reads queue here, first in, first out. The pool's own queue is not fair.
@@ -124,11 +124,11 @@ class Database:
         The page or the error comes within DB_TIMEOUT. A request joins a read that waits for a
         slot, never one whose query has begun. So no page is older than its request. All requests
         that share a read have the deadline of the first. Cancelling one request cancels all that
-        share its read. aiohttp cancels a request only if it still runs 6 s after the server has
-        closed the connection (see run.py).
+        share its read. aiohttp cancels a request only if it runs for 6 s more when the server
+        closes its connection: at a stop, or because there are too many (see run.py).
         """
         read = self.waiting.get(after)
-        # A read removes itself from `waiting`, unless it was cancelled before its first line ran.
+        # wait_for_slot removes a read from `waiting`. A read that is cancelled before stays there.
         if read is None or read.cancelled():
             read = asyncio.create_task(self.read_page(after))
             self.waiting[after] = read

@@ -166,7 +166,8 @@ MAX_AHEAD = 8  # requests that may wait behind the current one (pipelining)
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse bad requests before a handler sees them; tell the client why."""
-    # aiohttp takes the next request of a connection without a pause. Let other connections run.
+    # A client may send many requests at once (pipelining). Without this pause, aiohttp would answer
+    # them all before other clients.
     await asyncio.sleep(0)
     # aiohttp has no public name for the requests that wait behind this one.
     if len(request.protocol._messages) > MAX_AHEAD:

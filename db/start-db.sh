@@ -25,7 +25,8 @@ if [ -e "$complete" ] || has_tables; then
 elif [ -n "$(find "$data" -maxdepth 1 -type f -print -quit)" ]; then
   # MySQL's image skips its set-up where data exists, so this data would never get its users.
   # Nobody could log in yet, so nothing is lost.
-  echo "The first start of the database was cut off. It was still empty, and begins again."
+  echo "The first start of the database was cut off. The database is still empty, so its first" \
+    "start begins again."
   find "$data" -mindepth 1 -maxdepth 1 -not -name lost+found -exec rm -r {} +
 fi
 

@@ -14,8 +14,8 @@ const TIMEOUT = 3000 // milliseconds to wait for an answer
 
 let heal = loadHeal() // null if there is none
 let isPolling = false
-// After a reload, or while the tab was hidden, the heal may have ended unseen: then this is false,
-// and the duration of the heal is unknown.
+// True if this tab has watched the server without a gap since an unhealthy answer. After a reload,
+// or while the tab was hidden, the heal may have ended unseen, so its duration is unknown.
 let isWatched = false
 let isLeaving = false
 
