@@ -14,7 +14,7 @@ else
 	$(RUN)pytest tests/*/test_overload.py
 	$(RUN)pytest $(SIDE_BY_SIDE) tests/platforms tests/engine
 endif
-SIDE_BY_SIDE = --numprocesses 3 --dist loadfile --no-loadscope-reorder \
+SIDE_BY_SIDE = --numprocesses 4 --dist loadfile \
 	--ignore-glob '*/test_overload.py' --ignore tests/platforms/test_cluster.py
 
 check: .venv ## format, lint, types, schemas
