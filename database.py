@@ -124,8 +124,8 @@ class Database:
         The page or the error comes within DB_TIMEOUT. A request joins a read that waits for a
         slot, never one whose query has begun. So no page is older than its request. All requests
         that share a read have the deadline of the first. Cancelling one request cancels all that
-        share its read. aiohttp cancels a request only if it runs for 6 s more when the server
-        closes its connection: at a stop, or because there are too many (see run.py).
+        share its read. The server closes connections at a stop, or if it has too many (see
+        run.py). aiohttp cancels a request on such a connection if it still runs 6 s later.
         """
         read = self.waiting.get(after)
         # wait_for_slot removes a read from `waiting`. A read that is cancelled before stays there.

@@ -37,7 +37,7 @@ async def leave_a_backlog(port: int) -> None:
 
 
 async def pipeline(port: int) -> None:
-    """Send nine requests at once, again and again. This is the limit: one, and eight that wait."""
+    """Send nine requests at once, again and again. The server works on one, and eight wait."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while True:
         writer.write(NOTHING * 9)

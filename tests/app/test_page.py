@@ -282,7 +282,7 @@ def test_lost_database_is_a_step(
 def test_other_container_that_answers_is_named(
     server: ServerProcess, start_server: StartServer, open_page: OpenPage
 ) -> None:
-    """As behind a balancer: another replica is healthy."""
+    """After the button, another healthy server answers, as behind a balancer."""
     page = open_page(server.port)
     press(page)
     server.stop()

@@ -160,8 +160,9 @@ def one_slot(monkeypatch: pytest.MonkeyPatch) -> None:
 async def cancel_request(reader: Database, turns: int) -> bool:
     """Cancel one of three requests that share a read, after some turns of the loop.
 
-    Return whether the request was unfinished. The other two must end, with a page or cancelled
-    with the read. The next request must get a page. Otherwise raise AssertionError or TimeoutError.
+    Return whether the request was still running when it was cancelled. The other two must end:
+    with a page, or because their read was cancelled. The next request must get a page. Otherwise
+    raise AssertionError or TimeoutError.
     """
     requests = [asyncio.create_task(reader.page(0)) for _ in range(3)]
     for _ in range(turns):

@@ -84,7 +84,7 @@ def test_first_start_with_half_made_data_begins_again(empty_stack: Stack) -> Non
 
 
 def test_data_with_tables_is_always_kept(stack: Stack) -> None:
-    """This holds even without the file that marks a complete first start, as in old data."""
+    """Old data lacks the file that marks a complete first start. It is kept, too."""
     rows = stack.sql("CHECKSUM TABLE accounts")
     marker = "/var/lib/mysql/cct-first-start-complete"
     stack.exec("db", "rm", marker)
