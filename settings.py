@@ -85,7 +85,7 @@ class Environment:
         self.variables = variables
 
     def text(self, name: str, default: str) -> str:
-        """Return any text."""
+        """Return the value. Every text is allowed."""
         return self.variables.get(name) or default
 
     def choice(self, name: str, default: str, *others: str) -> str:

@@ -33,7 +33,7 @@ class Load:
 
 @dataclass
 class Usage:
-    """CPU and memory that a program and its database have used since their start."""
+    """CPU of a program and its database, and queries, since their start."""
 
     cpu: float  # seconds
     database_cpu: float  # seconds
@@ -94,7 +94,7 @@ async def measure_query(database: PrivateDatabase, seconds: int) -> float:
 
 
 def read_usage(server: Server) -> Usage:
-    """Return the CPU and memory that a program and its database have used."""
+    """Return the CPU of a program and its database, and the number of queries."""
     database = server.database
     assert database.process
     ((_, queries),) = database.sql("SHOW GLOBAL STATUS LIKE 'Questions'")

@@ -337,7 +337,7 @@ async def test_any_host_is_answered_by_default(client: Client, host: str) -> Non
 
 
 async def assert_no_answer(client: Client) -> None:
-    """Assert the answers of a server whose database is away."""
+    """Assert that the server says that its database does not answer, and stays healthy."""
     response = await client.get("/")
     assert response.status == 503
     assert response.headers["Retry-After"] == "2"

@@ -64,8 +64,8 @@ class Clients:
 def load(stack: Stack, *allowed: int) -> Iterator[Clients]:
     """Run clients until the end of the context; then assert what they saw.
 
-    Each status must be 200 or allowed, each page must be whole, and no row may be lost. Each
-    answer of /health must be a 200 within a second, unless status 0 is allowed.
+    Each status must be 200 or allowed, each page must be whole, and no row may be lost. If
+    status 0 is not allowed, each answer of /health must be a 200 within a second.
     """
     rows = stack.sql("CHECKSUM TABLE accounts")
     clients = Clients(stack)

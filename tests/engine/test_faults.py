@@ -21,8 +21,8 @@ def database_fault(stack: Stack, report: Report) -> Iterator[Callable[[], None]]
     """Run clients while a test causes and ends a fault of the database; then assert what they saw.
 
     Yield a function that waits for a 503. No answer may take longer than DB_TIMEOUT, with a
-    tolerance of half a second. Pages must be back soon after the database. The server must stay healthy, and must not
-    be restarted.
+    tolerance of half a second. Pages must be back soon after the database. The server must stay
+    healthy, and must not be restarted.
     """
     started = stack.started()
     with load(stack, 503) as clients:

@@ -86,7 +86,7 @@ def test_passwords_are_long_and_different(stack: Stack) -> None:
 
 
 def test_passwords_stand_nowhere_else(stack: Stack) -> None:
-    """No log, configuration, image or layer has a password."""
+    """No log, configuration, description of a container or history of an image has a password."""
     containers = stack.compose("ps", "-aq").split()
     images = stack.images()
     text = stack.compose("logs")

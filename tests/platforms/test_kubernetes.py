@@ -335,7 +335,7 @@ class Containers:
         docker("run", "--detach", *identity, *rights, *variables, *options, image)
 
     def start_db(self) -> None:
-        """Start db on a new disk. The keys of the Secret are files."""
+        """Start db on a new disk. Mount each password as a file, as the Secret does."""
         context = pod("db")["securityContext"]
         group = context["fsGroup"]
         disk = f"--volume={self.name}:/var/lib/mysql:nocopy"
