@@ -49,7 +49,7 @@ def on(node: str, commands: str) -> str:
 
 def build(name: str, tag: str) -> None:
     """Run the document's commands that build and push images."""
-    variables = {"COMPOSE_PROJECT_NAME": "cct", "REGISTRY": PUSH, "TAG": tag, "DB_TAG": "1"}
+    variables = {"COMPOSE_PROJECT_NAME": NAME, "REGISTRY": PUSH, "TAG": tag, "DB_TAG": "1"}
     run_command("sh", "-ec", DOCUMENT.commands(name), env=os.environ | variables)
 
 
