@@ -39,7 +39,8 @@ class PrivateDatabase:
         self.port = free_port()
         self.passwords = {user: secrets.token_hex(8) for user in ("root", "app", "seeder")}
         self.program = find_server()
-        self.options = [f"--datadir={folder}/data"]
+        # MariaDB deletes temporary tables when it starts, also those of other servers in /tmp.
+        self.options = [f"--datadir={folder}/data", f"--tmpdir={folder}"]
         if os.geteuid() == 0:
             self.options.append("--user=root")
         self.process: subprocess.Popen[bytes] | None = None
