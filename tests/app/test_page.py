@@ -236,9 +236,10 @@ def test_heal_without_a_button_is_shown(
     """The button is pressed. Then the server starts again without a button."""
     page = open_page(server.port)
     press(page)
+    page.goto("about:blank")  # else the page may see the end of the heal before it is loaded again
     server.stop()
     start_server(PORT=str(server.port), MAKE_UNHEALTHY="off")
-    page.reload()
+    page.goto("/")
     expect(page.get_by_role("button")).to_have_count(0)
     expect(page.get_by_text("healthy again, running since")).to_be_visible()
 
