@@ -10,12 +10,12 @@ test: .venv ## all tests but those of a cluster, or a part: make test TESTS=test
 ifdef TESTS
 	$(RUN)pytest $(TESTS)
 else
-	$(RUN)pytest $(SIDE_BY_SIDE) tests/app
+	$(RUN)pytest --numprocesses 3 $(SIDE_BY_SIDE) tests/app
 	$(RUN)pytest tests/*/test_overload.py
-	$(RUN)pytest $(SIDE_BY_SIDE) tests/platforms tests/engine
+	$(RUN)pytest --numprocesses 2 $(SIDE_BY_SIDE) tests/platforms tests/engine
 endif
-SIDE_BY_SIDE = --numprocesses 4 --dist loadfile \
-	--ignore-glob '*/test_overload.py' --ignore tests/platforms/test_cluster.py
+SIDE_BY_SIDE = --dist loadfile --ignore-glob '*/test_overload.py' \
+	--ignore tests/platforms/test_cluster.py
 
 check: .venv ## format, lint, types, schemas
 	$(RUN)ruff format --check

@@ -15,15 +15,10 @@ def until(condition: Callable[[], T], description: str, seconds: float = 60) -> 
     Raise AssertionError if the condition is still false after `seconds`.
     """
     deadline = time.monotonic() + seconds
-    while True:
-        began = time.monotonic()
-        result = condition()
-        if result:
-            return result
-        assert began < deadline, f"not {description} within {seconds} s"
-        took = time.monotonic() - began
-        # A condition that runs a program must leave the CPU to others.
-        time.sleep(min(0.02 + 4 * took, 0.5))
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"not {description} within {seconds} s"
+        time.sleep(0.1)
+    return result
 
 
 def free_port() -> int:

@@ -53,17 +53,13 @@ def test_whole_heal_is_shown(
 
 def test_flag_is_healed(stack: Stack, report: Report) -> None:
     before = stack.page()
-    began = time.monotonic()
-    _, reason = stack.get("/make-unhealthy")
-
-    until(lambda: stack.health() == "unhealthy", "unhealthy")
-    unhealthy = time.monotonic() - began
+    report(f"healthy again after {stack.heal():.1f} s")
     log = stack.inspect("app")["State"]["Health"]["Log"]
-    failures = [probe["Output"] for probe in log if probe["ExitCode"]]
-    assert failures[-3:] == [reason] * 3
+    reasons = [probe["Output"] for probe in log if "unhealthy since" in probe["Output"]]
+    assert len(reasons) >= 2  # of three: the engine keeps five results, and a start may add some
+    assert len(set(reasons)) == 1
+    assert "GET /make-unhealthy from " in reasons[0]
 
-    until(lambda: stack.health() == "healthy", "healed")
-    report(f"unhealthy after {unhealthy:.1f} s, healthy after {time.monotonic() - began:.1f} s")
     after = stack.page()
     assert after["started"] != before["started"]
     assert after | {"started": ""} == before | {"started": ""}
