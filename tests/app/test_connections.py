@@ -46,10 +46,15 @@ def test_idle_and_slow_connections_stop_nobody(server: ServerProcess) -> None:
             time.sleep(1)
 
 
+def start_with_unread_timeout(start_server: StartServer, seconds: int) -> ServerProcess:
+    """Start a server with a shorter UNREAD_TIMEOUT."""
+    code = f"import run, server; run.UNREAD_TIMEOUT = {seconds}; server.main()"
+    return start_server(program=(sys.executable, "-c", code))
+
+
 @linux
 def test_clients_that_never_read_are_cut_off(start_server: StartServer) -> None:
-    code = "import run, server; run.UNREAD_TIMEOUT = 2; server.main()"
-    server = start_server(program=(sys.executable, "-c", code))
+    server = start_with_unread_timeout(start_server, 2)
     with connections(server, 20, buffer=8192) as deaf:
         for client in deaf:
             client.sendall(PAGE * (MAX_AHEAD + 1))
@@ -61,8 +66,7 @@ def test_clients_that_never_read_are_cut_off(start_server: StartServer) -> None:
 @linux
 def test_unread_answer_of_a_closed_connection_is_dropped(start_server: StartServer) -> None:
     """The server has closed the connection. The kernel still has the answer."""
-    code = "import run, server; run.UNREAD_TIMEOUT = 1; server.main()"
-    server = start_server(program=(sys.executable, "-c", code))
+    server = start_with_unread_timeout(start_server, 1)
     with connections(server, 20, buffer=2048) as deaf:
         for client in deaf:
             client.sendall(LAST_PAGE)
