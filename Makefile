@@ -10,9 +10,9 @@ test: .venv ## all tests but those of a cluster, or a part: make test TESTS=test
 ifdef TESTS
 	$(RUN)pytest $(TESTS)
 else
-	$(RUN)pytest --numprocesses 3 $(SIDE_BY_SIDE) tests/app
+	$(RUN)pytest --numprocesses 3 $(SIDE_BY_SIDE) --no-loadscope-reorder tests/app
 	$(RUN)pytest tests/*/test_overload.py
-	$(RUN)pytest --numprocesses 2 $(SIDE_BY_SIDE) tests/platforms tests/engine
+	$(RUN)pytest --numprocesses 3 $(SIDE_BY_SIDE) tests/platforms tests/engine
 endif
 SIDE_BY_SIDE = --dist loadfile --ignore-glob '*/test_overload.py' \
 	--ignore tests/platforms/test_cluster.py

@@ -12,13 +12,18 @@ T = TypeVar("T")
 def until(condition: Callable[[], T], description: str, seconds: float = 60) -> T:
     """Wait for a condition, and return its first true result.
 
-    Raise AssertionError if the condition is still false after `seconds`.
+    Raise AssertionError if the condition is still false after `seconds`. After a slow check,
+    the pause is longer, up to a second, to leave the processor to others.
     """
     deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"not {description} within {seconds} s"
-        time.sleep(0.1)
-    return result
+    while True:
+        began = time.monotonic()
+        result = condition()
+        if result:
+            return result
+        now = time.monotonic()
+        assert now < deadline, f"not {description} within {seconds} s"
+        time.sleep(min(max(0.1, 2 * (now - began)), 1))
 
 
 def free_port() -> int:

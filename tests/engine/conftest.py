@@ -7,8 +7,8 @@ import pytest
 from tests.stack import Stack, running_stack
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Yield a running stack. The tests of a file share the stack, and leave it as it was."""
+    """Yield a running stack. Tests share the stack. Each test leaves it healthy, with accounts."""
     with running_stack(tmp_path_factory.mktemp("stack") / "cct") as stack:
         yield stack

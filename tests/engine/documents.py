@@ -4,8 +4,8 @@ import re
 
 from tools import ROOT
 
-# A block of commands. test_docs.py does not run a block of `sh example`: its commands do not end,
-# need something that is not here, or have names that the reader must replace.
+# A block of commands. test_docs.py does not run a block of `sh example`: another test runs its
+# commands, or they do not end, need something that is not here, or have names to replace.
 BLOCK = re.compile(r"^```(console|sh|sh example)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

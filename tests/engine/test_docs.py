@@ -17,7 +17,7 @@ from tools import ROOT
 
 DOCS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 EXECUTED = ["README.md", "docs/tour.md", "docs/tasks.md"]
-PROJECTS = ("cct", "cct2")
+PROJECT = "cct"
 PORTS = (5000, 5001)
 
 COMMAND = re.compile(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)  # and what it prints
@@ -44,21 +44,20 @@ def comparable(output: str) -> str:
 
 
 def require_free_names() -> None:
-    """Skip the test if its ports or projects are in use; fail it if REQUIRE_DOCKER=1."""
+    """Skip the test if its ports or project are in use; fail it if REQUIRE_DOCKER=1."""
     try:
         for port in PORTS:
             socket.create_server(("127.0.0.1", port)).close()
-        for project in PROJECTS:
-            assert not docker("compose", "--project-name", project, "ps", "--all", "--quiet")
-            assert not docker("volume", "ls", "--quiet", "--filter", f"name=^{project}_")
+        assert not docker("compose", "--project-name", PROJECT, "ps", "--all", "--quiet")
+        assert not docker("volume", "ls", "--quiet", "--filter", f"name=^{PROJECT}_")
     except (AssertionError, OSError):
         refuse = pytest.fail if os.environ.get("REQUIRE_DOCKER") == "1" else pytest.skip
-        refuse("needs ports 5000 and 5001, and no containers or volumes of cct and cct2")
+        refuse("needs ports 5000 and 5001, and no containers or volumes of cct")
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Iterator[Path]:
-    """Copy the project for a document; remove the stacks of the document at the end."""
+    """Copy the project for a document; remove its stack at the end."""
     require_engine()
     require_free_names()
     folder = tmp_path / "cct"
@@ -66,8 +65,7 @@ def clone(tmp_path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        for project in PROJECTS:
-            docker("compose", "--project-name", project, "down", "-v", cwd=folder)
+        docker("compose", "--project-name", PROJECT, "down", "-v", cwd=folder)
 
 
 @pytest.mark.parametrize("name", EXECUTED)

@@ -1,28 +1,13 @@
-"""What people do with the project: odd clones, cut-off starts, mistakes with backups and files."""
+"""What people do with the project: odd clones, a second copy, files beside the clone."""
 
 import shutil
 import time
-from contextlib import suppress
 from pathlib import Path
 
-import pytest
-
 from tests.engine.documents import task
+from tests.shell import run_command
 from tests.stack import Stack
-from tools import ROOT
 from tools.waiting import until
-
-EXTERNAL = "docker-compose.yml:deploy/docker-compose.external.yml"
-
-
-def test_stack_starts_from_a_clone_with_umask_077(tmp_path: Path) -> None:
-    stack = Stack(tmp_path / "cct")
-    stack.shell("chmod -R go-rwx .")
-    try:
-        stack.up()
-        assert len(stack.page()["accounts"]) == 50
-    finally:
-        stack.down()
 
 
 def test_database_comes_back_without_its_clone(stack: Stack, tmp_path: Path) -> None:
@@ -43,55 +28,41 @@ def test_database_comes_back_without_its_clone(stack: Stack, tmp_path: Path) -> 
         shutil.move(moved, original)
 
 
-@pytest.fixture
-def empty_stack(stack: Stack) -> Stack:
-    """Return the stack without containers and volumes. The test starts the stack again."""
-    stack.compose("down", "-v")
-    return stack
+def make_odd_clone(source: Path, folder: Path) -> None:
+    """Make a repository of a copy. Clone it with umask 077 and the line ends of Windows."""
+    git = ("git", "-c", "user.name=x", "-c", "user.email=x")
+    for command in ("init -q .", "add .", "commit -qm x"):
+        run_command(*git, *command.split(), cwd=source)
+    run_command(*git, "clone", "-q", "-c", "core.autocrlf=true", ".", str(folder), cwd=source)
+    run_command("chmod", "-R", "go-rwx", ".", cwd=folder)
 
 
-def has_data(stack: Stack, name: str) -> bool:
-    """Return whether a file or folder exists in the data of db."""
+def test_second_copy_lives_beside_the_first(stack: Stack, tmp_path: Path) -> None:
+    source = shutil.copytree(stack.folder, tmp_path / "source")
+    make_odd_clone(source, tmp_path / "clone")
+    second = Stack(tmp_path / "cct", tmp_path / "clone")
+    commands = task("Run a second copy").replace("cct2", second.name)
+    start, remove = commands.replace("5001", str(second.port)).splitlines()
     try:
-        stack.exec("db", "test", "-e", f"/var/lib/mysql/{name}")
-    except AssertionError:
-        return False
-    return True
+        second.shell(start)
+        second.sql("UPDATE accounts SET name = 'second' WHERE id = 1")
+        assert second.page()["accounts"][0]["name"] == "second"
+        assert stack.page()["accounts"][0]["name"] != "second"
+        for image, other in zip(stack.images(), second.images(), strict=True):
+            assert image != other
 
-
-@pytest.mark.parametrize("latest", ["ibdata1", "sys", "cct", "cct-first-start-complete"])
-def test_first_start_that_was_cut_off_begins_again(empty_stack: Stack, latest: str) -> None:
-    """The first start is killed as soon as one of its files or folders exists."""
-    empty_stack.compose("up", "-d", "db")
-    until(lambda: has_data(empty_stack, latest), f"at {latest}")
-    empty_stack.on_host("db", "kill -KILL $pid")
-    empty_stack.up()
-    assert len(empty_stack.page()["accounts"]) == 50
-    assert empty_stack.sql("SELECT host FROM mysql.user WHERE user = 'root'") == "localhost\n"
-    with pytest.raises(AssertionError, match="Access denied"):
-        empty_stack.exec("db", "mysql", "--user=root", "-e", "SELECT 1")  # without a password
-
-
-def test_first_start_with_half_made_data_begins_again(empty_stack: Stack) -> None:
-    """A full disk, or a kill while MySQL makes its own files, leaves such data."""
-    empty_stack.compose("create", "--build", "db")
-    files = "mkdir data/'#innodb_temp'; echo half >data/ibdata1; chown -R 999 data/*"
-    volume = f"--volume={empty_stack.name}_data:/data"
-    empty_stack.docker("run", "--rm", volume, "mysql:9.7", "sh", "-c", f"cd /; {files}")
-    empty_stack.up()
-    assert "The first start of the database was cut off." in empty_stack.logs("db")
-    assert len(empty_stack.page()["accounts"]) == 50
-
-
-def test_data_with_tables_is_always_kept(stack: Stack) -> None:
-    """Old data lacks the file that marks a complete first start. It is kept, too."""
-    rows = stack.sql("CHECKSUM TABLE accounts")
-    marker = "/var/lib/mysql/cct-first-start-complete"
-    stack.exec("db", "rm", marker)
-    stack.compose("restart", "db")
-    until(lambda: stack.health("db") == "healthy", "healthy")
-    assert stack.sql("CHECKSUM TABLE accounts") == rows
-    stack.exec("db", "touch", marker)
+        stack.compose("stop", "autoheal")
+        stack.get("/make-unhealthy")
+        until(lambda: stack.health() == "unhealthy", "unhealthy")
+        started = second.started()
+        second.get("/make-unhealthy")
+        until(lambda: second.started() != started, "healed by its own healer")
+        assert stack.health() == "unhealthy"  # the other's healer leaves it alone
+        stack.compose("start", "autoheal")
+        until(lambda: stack.health() == "healthy", "healed")
+    finally:
+        second.shell(remove)
+    assert len(stack.page()["accounts"]) == 50
 
 
 def test_stop_right_after_the_start_takes_no_time(stack: Stack) -> None:
@@ -108,87 +79,8 @@ def test_stop_right_after_the_start_takes_no_time(stack: Stack) -> None:
     stack.up()
 
 
-def test_backup_without_db_keeps_the_old_backup(stack: Stack) -> None:
-    backup = stack.folder / "backup.sql"
-    stack.shell(task("Backup"))
-    before = backup.read_bytes()
-    assert before.splitlines()[-1].startswith(b"-- Dump completed")
-
-    stack.compose("stop", "db")
-    with suppress(AssertionError):
-        stack.shell(task("Backup"))
-    stack.up()
-    assert backup.read_bytes() == before
-
-
-@pytest.mark.parametrize("part", [0, 0.5, 0.99])
-def test_restore_refuses_an_incomplete_backup(stack: Stack, part: float) -> None:
-    """An empty file, half of a backup, and one without the last line change nothing."""
-    rows = stack.sql("CHECKSUM TABLE accounts")
-    stack.shell(task("Backup"))
-    backup = stack.folder / "backup.sql"
-    text = backup.read_bytes()
-    backup.write_bytes(text[: int(len(text) * part)])
-    message = stack.shell(f"({task('Restore')}) 2>&1 || true")
-    assert "backup.sql is not complete" in message
-    assert stack.sql("CHECKSUM TABLE accounts") == rows
-
-
-@pytest.mark.parametrize("content", ["name\nAda\n", "name,email\n,x\n", "name,email\nAda,x,y\n"])
-def test_bad_csv_file_loses_no_account(stack: Stack, content: str) -> None:
-    """The commands of docs/tasks.md check the file before they delete anything."""
-    rows = stack.sql("CHECKSUM TABLE accounts")
-    (stack.folder / "my.csv").write_text(content)
-    commands = task("Load your own CSV")
-    _, _, load = commands.partition(">my.csv\n")
-    with pytest.raises(AssertionError, match=r"my.csv, line \d"):
-        stack.shell(load)
-    assert stack.sql("CHECKSUM TABLE accounts") == rows
-
-
-def test_own_csv_file_is_loaded(stack: Stack) -> None:
-    stack.shell(task("Load your own CSV"))
-    names = [account["name"] for account in stack.page()["accounts"]]
-    stack.sql("TRUNCATE accounts")
-    stack.up()
-    assert names == ["Ada Lovelace"]
-
-
-def external_stack(folder: Path, host: str) -> Stack:
-    """Return a stack for a database elsewhere. Its seeder gives up after a second."""
-    passwords = folder / "passwords"
-    passwords.mkdir(parents=True)
-    for user in ("seeder", "app"):
-        (passwords / user).write_text("secret")
-    wait = folder / "wait.yml"
-    wait.write_text('services: {seeder: {environment: {SEED_WAIT: "1"}}}\n')
-    files = f"{EXTERNAL}:{wait}"
-    settings = {"COMPOSE_FILE": files, "PASSWORDS": str(passwords), "DB_HOST": host}
-    return Stack(folder / "cct", ROOT, **settings)
-
-
-def test_unreachable_database_elsewhere_fails_once(tmp_path: Path) -> None:
-    """The seeder retries for SEED_WAIT seconds, and is not restarted."""
-    stack = external_stack(tmp_path, "127.0.0.2")
-    try:
-        with pytest.raises(AssertionError, match=r"seeder.* didn.t complete successfully"):
-            stack.up()
-        assert stack.logs("seeder").count("could not be seeded") == 1
-    finally:
-        stack.down()
-
-
-def test_localhost_as_database_is_explained(tmp_path: Path) -> None:
-    stack = external_stack(tmp_path, "localhost")
-    try:
-        with pytest.raises(AssertionError, match=r"seeder.* didn.t complete successfully"):
-            stack.up()
-        assert "In a container, localhost is the container" in stack.logs("seeder")
-    finally:
-        stack.down()
-
-
-def test_secrets_beside_the_clone_get_into_no_build(stack: Stack, tmp_path: Path) -> None:
+def test_secrets_beside_the_clone_get_into_no_build(tmp_path: Path) -> None:
+    stack = Stack(tmp_path / "cct")
     secrets = ("passwords/app", "backup.sql", "my.csv", ".env", "docker-compose.override.yml")
     (stack.folder / "passwords").mkdir()
     for secret in secrets:
@@ -203,8 +95,6 @@ def test_secrets_beside_the_clone_get_into_no_build(stack: Stack, tmp_path: Path
     }
     assert "server.py" in sent
     assert sent.isdisjoint(secrets)
-    for secret in secrets:
-        (stack.folder / secret).unlink()
 
 
 def test_folder_with_other_letters_is_built(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def run(stack: Stack, service: str, *command: str) -> str:
     )
 
 
-def test_page_answers_as_soon_as_up_returns(stack: Stack) -> None:
+def test_page_shows_the_accounts_and_its_container(stack: Stack) -> None:
     page = stack.page()
     assert len(page["accounts"]) == 50
     assert page["container"] == stack.inspect("app")["Id"][:12]
@@ -32,10 +32,6 @@ def test_log_of_app_has_pages_but_no_successful_probe(stack: Stack) -> None:
     stack.page()
     until(lambda: "'/' 200" in stack.logs("app"), "logged")
     assert "'/health' 200" not in stack.logs("app")
-
-
-def test_log_of_the_seeder_says_what_it_did(stack: Stack) -> None:
-    assert "inserted 100 accounts" in stack.logs("seeder")
 
 
 def test_only_the_page_is_published_to_this_machine(stack: Stack) -> None:

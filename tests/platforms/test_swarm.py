@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import Report
 from tests.platforms.document import Document
 from tests.shell import run_command
-from tests.stack import docker, require_engine, start_engine, start_mysql
+from tests.stack import docker, require_engine, start_mysql
 from tools import ROOT
 from tools.load import GET, Outcome, load
 from tools.waiting import free_port, until
@@ -53,6 +53,24 @@ def build(name: str, tag: str) -> None:
     run_command("sh", "-ec", DOCUMENT.commands(name), env=os.environ | variables)
 
 
+def start_registry() -> None:
+    """Start the registry. This machine reaches its published port, and the nodes its name."""
+    registry = f"{NAME}-registry"
+    docker("run", "--detach", f"--name={registry}", f"--publish={PUSH[:-1]}:5000", "registry:2")
+    docker("network", "connect", "--alias=registry", NAME, registry)
+
+
+def start_node(node: str) -> None:
+    """Start a container with an engine. The container sees the project as /cct."""
+    place = (f"--name={NAME}-{node}", f"--hostname={node}", f"--network={NAME}")
+    project = (f"--volume={ROOT}:/cct:ro", "--workdir=/cct")
+    variables = (f"--env=REGISTRY={PULL}", "--env=TAG=1", "--env=DB_TAG=1")
+    engine = ("--privileged", "--env=DOCKER_TLS_CERTDIR=", "docker:28-dind")
+    docker(
+        "run", "--detach", *place, *project, *variables, *engine, f"--insecure-registry={PULL[:-1]}"
+    )
+
+
 def start_client() -> None:
     """Start a container on the network of the stack, for requests."""
     options = "--name client --no-healthcheck --network cct_web --constraint node.role==manager"
@@ -62,12 +80,13 @@ def start_client() -> None:
 def settled(replicas: int = 3, service: str = "app") -> Tasks:
     """Return the tasks if exactly `replicas` of them run and none is stopping; otherwise none."""
     command = DOCUMENT.commands("see the replicas").replace("app", service)
-    nodes = on(MANAGER, "docker node ls --format '{{.Hostname}} {{.Status}}'").splitlines()
+    nodes = "docker node ls --format '{{.Hostname}} {{.Status}}'"
+    lines = on(MANAGER, f"{nodes}; {command} --format json").splitlines()
     running: Tasks = {}
     stopping = False
-    for line in on(MANAGER, f"{command} --format json").splitlines():
+    for line in lines[len(NODES) :]:
         task = json.loads(line)
-        node_is_left = f"{task['Node']} Ready" in nodes  # else Swarm says running, too
+        node_is_left = f"{task['Node']} Ready" in lines  # else Swarm says running, too
         if node_is_left and task["CurrentState"].startswith("Running"):
             running[task["ID"]] = task
             stopping = stopping or task["DesiredState"] != "Running"
@@ -121,14 +140,11 @@ def app() -> Iterator[str]:
     require_engine()
     try:
         docker("network", "create", "--internal", NAME)
-        registry = f"{NAME}-registry"
-        docker("run", "--detach", f"--name={registry}", f"--publish={PUSH[:-1]}:5000", "registry:2")
-        docker("network", "connect", "--alias=registry", NAME, registry)
+        start_registry()
         for node in NODES:
-            place = (f"--hostname={node}", f"--network={NAME}", f"--volume={ROOT}:/cct:ro")
-            variables = (f"--env=REGISTRY={PULL}", "--env=TAG=1", "--env=DB_TAG=1")
-            engine = ("docker:28-dind", "--insecure-registry=registry:5000")
-            start_engine(f"{NAME}-{node}", *place, "--workdir=/cct", *variables, *engine)
+            start_node(node)
+        for node in NODES:
+            on(node, "until docker info; do sleep 0.2; done")
         build("Build and push the images", "1")
         build("Update", "2")
         on(MANAGER, DOCUMENT.commands("Make the swarm"))

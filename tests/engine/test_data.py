@@ -1,0 +1,121 @@
+"""The accounts: what keeps them, and what brings them back."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.engine.documents import task
+from tests.stack import Stack, docker
+from tools.waiting import until
+
+
+def test_restart_keeps_the_accounts(stack: Stack) -> None:
+    stack.sql("UPDATE accounts SET name = 'edited' WHERE id = 1; DELETE FROM accounts WHERE id = 2")
+    accounts = stack.page()["accounts"]
+    stack.compose("restart")
+    until(lambda: stack.get()[0] == 200, "answering")
+    assert stack.page()["accounts"] == accounts
+
+
+def test_down_keeps_the_accounts_and_the_passwords(stack: Stack) -> None:
+    accounts = stack.page()["accounts"]
+    passwords = stack.passwords()
+    stack.compose("down")
+    stack.up()
+    assert stack.page()["accounts"] == accounts
+    assert stack.passwords() == passwords
+    assert stack.logs("seeder").endswith("the table has rows already: nothing to do\n")
+
+
+def test_missing_column_is_named_and_repaired(stack: Stack) -> None:
+    """A newer version may expect a column that an older table lacks."""
+    stack.sql("ALTER TABLE accounts RENAME COLUMN email TO address")
+    stack.up()
+    reason = "missing column: Unknown column 'email' in 'field list'\n"
+    assert stack.get("/ready") == (503, f"not ready: {reason}")
+    until(lambda: f"accounts cannot be read: {reason}" in stack.logs("app"), "logged")
+
+    stack.sql("ALTER TABLE accounts RENAME COLUMN address TO email")
+    assert len(stack.page()["accounts"]) == 50
+
+
+def test_backup_is_restored(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore into a new stack, after a loss of rows, and after a loss of the table."""
+    rows = stack.sql("CHECKSUM TABLE accounts")
+    stack.shell(task("Backup"))
+    stack.compose("down", "-v")
+    monkeypatch.setitem(stack.env, "SEED_ACCOUNTS", "0")
+    stack.up()
+    for loss in ("DO 0", "DELETE FROM accounts WHERE id > 50", "DROP TABLE accounts"):
+        stack.sql(loss)
+        assert stack.sql("CHECKSUM TABLE accounts") != rows
+        stack.shell(task("Restore"))
+        assert stack.sql("CHECKSUM TABLE accounts") == rows
+    monkeypatch.undo()
+    stack.up()
+
+
+def test_backup_without_db_keeps_the_old_backup(stack: Stack) -> None:
+    backup = stack.folder / "backup.sql"
+    stack.shell(task("Backup"))
+    before = backup.read_bytes()
+    assert before.splitlines()[-1].startswith(b"-- Dump completed")
+
+    stack.compose("stop", "db")
+    with suppress(AssertionError):
+        stack.shell(task("Backup"))
+    stack.up()
+    assert backup.read_bytes() == before
+
+
+@pytest.mark.parametrize("part", [0, 0.5, 0.99])
+def test_restore_refuses_an_incomplete_backup(stack: Stack, part: float) -> None:
+    """An empty file, half of a backup, and one without the last line change nothing."""
+    rows = stack.sql("CHECKSUM TABLE accounts")
+    stack.shell(task("Backup"))
+    backup = stack.folder / "backup.sql"
+    text = backup.read_bytes()
+    backup.write_bytes(text[: int(len(text) * part)])
+    message = stack.shell(f"({task('Restore')}) 2>&1 || true")
+    assert "backup.sql is not complete" in message
+    assert stack.sql("CHECKSUM TABLE accounts") == rows
+
+
+def test_own_csv_file_is_loaded(stack: Stack) -> None:
+    stack.shell(task("Load your own CSV"))
+    names = [account["name"] for account in stack.page()["accounts"]]
+    stack.sql("TRUNCATE accounts")
+    stack.up()
+    assert names == ["Ada Lovelace"]
+
+
+@pytest.mark.parametrize("content", ["name\nAda\n", "name,email\n,x\n", "name,email\nAda,x,y\n"])
+def test_bad_csv_file_loses_no_account(stack: Stack, content: str) -> None:
+    """The commands of docs/tasks.md check the file before they delete anything."""
+    rows = stack.sql("CHECKSUM TABLE accounts")
+    (stack.folder / "my.csv").write_text(content)
+    commands = task("Load your own CSV")
+    _, _, load = commands.partition(">my.csv\n")
+    with pytest.raises(AssertionError, match=r"my.csv, line \d"):
+        stack.shell(load)
+    assert stack.sql("CHECKSUM TABLE accounts") == rows
+
+
+def test_down_with_v_and_rmi_deletes_everything(tmp_path: Path) -> None:
+    stack = Stack(tmp_path / "cct")
+    stack.compose("create")
+    assert all(resources(stack))
+    stack.compose("down", "-v", "--rmi", "local")
+    assert not any(resources(stack))
+
+
+def resources(stack: Stack) -> list[str]:
+    """Return the ids of a stack's containers, volumes, networks and images."""
+    project = f"label=com.docker.compose.project={stack.name}"
+    return [
+        docker("container", "ls", "--all", "--quiet", "--filter", project),
+        docker("volume", "ls", "--quiet", "--filter", project),
+        docker("network", "ls", "--quiet", "--filter", project),
+        docker("image", "ls", "--quiet", f"{stack.name}-*"),
+    ]

@@ -1,0 +1,83 @@
+"""A database elsewhere: commands of docs/tasks.md, and mistakes."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.engine.documents import task
+from tests.stack import Stack, docker, gateway, start_mysql
+from tools import ROOT
+from tools.waiting import free_port
+
+EXTERNAL = "docker-compose.yml:deploy/docker-compose.external.yml"
+SERVICES = "docker compose ps --all --services"
+
+
+def test_database_elsewhere_is_used_and_left_again(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands of docs/tasks.md move a running stack there. `down` and `up` move it back."""
+    accounts = stack.page()["accounts"]
+    host = gateway()
+    port = str(free_port())
+    name = f"{stack.name}-elsewhere"
+    options = (f"--bind-address={host}", f"--port={port}", "--mysqlx=0")
+    passwords = stack.folder / "passwords"
+    passwords.mkdir()
+    go = task("Use a database elsewhere").replace("mysql.example.com", host)
+    go = go.replace("3307", port).replace("verify-identity", "required")
+    monkeypatch.setitem(stack.env, "SEED_ACCOUNTS", "7")
+    try:
+        start_mysql(name, f"{stack.name}-db", passwords, "--network=host", *options)
+        stack.shell(go)
+        assert len(stack.page()["accounts"]) == 7
+        services = stack.shell(f"export COMPOSE_FILE={EXTERNAL} DB_HOST={host}; {SERVICES}")
+        assert services.split() == ["app", "autoheal", "seeder"]
+        stack.shell(f"export COMPOSE_FILE={EXTERNAL} DB_HOST={host}; docker compose down")
+    finally:
+        docker("rm", "-f", "-v", name)
+        shutil.rmtree(passwords)
+    monkeypatch.undo()
+    stack.up()
+    assert stack.page()["accounts"] == accounts
+
+
+def test_database_elsewhere_must_be_named(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stack.env, "COMPOSE_FILE", EXTERNAL)
+    with pytest.raises(AssertionError, match="DB_HOST is missing a value: must name the host"):
+        stack.compose("config")
+
+
+def external_stack(folder: Path, host: str) -> Stack:
+    """Return a stack for a database elsewhere. Its seeder gives up after a second."""
+    passwords = folder / "passwords"
+    passwords.mkdir(parents=True)
+    for user in ("seeder", "app"):
+        (passwords / user).write_text("secret")
+    wait = folder / "wait.yml"
+    wait.write_text('services: {seeder: {environment: {SEED_WAIT: "1"}}}\n')
+    files = f"{EXTERNAL}:{wait}"
+    settings = {"COMPOSE_FILE": files, "PASSWORDS": str(passwords), "DB_HOST": host}
+    return Stack(folder / "cct", ROOT, **settings)
+
+
+def test_unreachable_database_elsewhere_fails_once(tmp_path: Path) -> None:
+    """The seeder retries for SEED_WAIT seconds, and is not restarted."""
+    stack = external_stack(tmp_path, "127.0.0.2")
+    try:
+        with pytest.raises(AssertionError, match=r"seeder.* didn.t complete successfully"):
+            stack.up()
+        assert stack.logs("seeder").count("could not be seeded") == 1
+    finally:
+        stack.down()
+
+
+def test_localhost_as_database_is_explained(tmp_path: Path) -> None:
+    stack = external_stack(tmp_path, "localhost")
+    try:
+        with pytest.raises(AssertionError, match=r"seeder.* didn.t complete successfully"):
+            stack.up()
+        assert "In a container, localhost is the container" in stack.logs("seeder")
+    finally:
+        stack.down()

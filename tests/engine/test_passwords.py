@@ -1,0 +1,49 @@
+"""The passwords: replaced while everything runs, and lost."""
+
+import pytest
+
+from tests.stack import Stack, docker
+from tools.waiting import until
+
+
+def test_rotated_passwords_need_no_restart(stack: Stack) -> None:
+    old = stack.passwords()
+    started = stack.started()
+    stack.exec("db", "users.sh", "rotate")
+
+    login = ("mysql", "-h127.0.0.1", "-uapp", f"-p{old[0]}", "cct")
+    with pytest.raises(AssertionError, match="Access denied"):
+        stack.exec("db", *login)
+    stack.end_app_connections()
+    assert stack.get("/ready") == (200, "ready\n")
+    stack.up()  # the seeder logs in with its new password
+    assert stack.started() == started
+    assert stack.passwords()[0] != old[0]
+    assert stack.passwords()[2] != old[2]
+
+
+def test_each_step_of_a_rotation_leaves_a_good_password(stack: Stack) -> None:
+    """After each SQL statement of `rotate`, both users can log in with the password of the file."""
+    login = "mysql -h 127.0.0.1 -u $user -e 'SELECT 1' cct"
+    check = f"for user in app seeder; do MYSQL_PWD=$(cat /run/secrets/$user/password) {login}; done"
+    steps = f'as-root.sh() {{ command as-root.sh "$@" && {check}; }}; export -f as-root.sh'
+    stack.exec("db", "bash", "-ec", f"{steps}; bash -x /usr/local/bin/users.sh rotate")
+
+
+def test_emptied_password_volume_is_named(stack: Stack) -> None:
+    password = stack.passwords()[0]
+    stack.compose("down")
+    volume = f"{stack.name}_app-password"
+    docker("volume", "rm", volume)
+    stack.compose("up", "-d", "db")
+    sentence = (
+        "The volume app-password is empty, but the data has that user's old password: "
+        "bring the volume back"
+    )
+    until(lambda: sentence in stack.logs("db"), "told")
+    until(lambda: stack.inspect("db")["RestartCount"] > 0, "refused")
+
+    bring_back = f"echo {password} >/volume/password; chmod 444 /volume/password"
+    docker("run", "--rm", f"--volume={volume}:/volume", "mysql:9.7", "sh", "-c", bring_back)
+    stack.up()
+    assert len(stack.page()["accounts"]) == 50
