@@ -12,7 +12,7 @@ ifdef TESTS
 else
 	$(RUN)pytest --numprocesses 3 $(SIDE_BY_SIDE) --no-loadscope-reorder tests/app
 	$(RUN)pytest tests/*/test_overload.py
-	$(RUN)pytest --numprocesses 3 $(SIDE_BY_SIDE) tests/platforms tests/engine
+	nice $(RUN)pytest --numprocesses 3 $(SIDE_BY_SIDE) tests/platforms tests/engine
 endif
 SIDE_BY_SIDE = --dist loadfile --ignore-glob '*/test_overload.py' \
 	--ignore tests/platforms/test_cluster.py

@@ -15,7 +15,7 @@ SERVICES = "docker compose ps --all --services"
 
 
 def test_database_elsewhere_is_used_and_left_again(
-    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The commands of docs/tasks.md move a running stack there. `down` and `up` move it back."""
     accounts = stack.page()["accounts"]

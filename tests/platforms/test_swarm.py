@@ -61,14 +61,17 @@ def start_registry() -> None:
 
 
 def start_node(node: str) -> None:
-    """Start a container with an engine. The container sees the project as /cct."""
+    """Start a container with an engine. The container sees the project as /cct.
+
+    Other tests run at the same time. More CPU shares let the nodes go first: a late message between
+    two engines would make a request fail.
+    """
     place = (f"--name={NAME}-{node}", f"--hostname={node}", f"--network={NAME}")
     project = (f"--volume={ROOT}:/cct:ro", "--workdir=/cct")
     variables = (f"--env=REGISTRY={PULL}", "--env=TAG=1", "--env=DB_TAG=1")
-    engine = ("--privileged", "--env=DOCKER_TLS_CERTDIR=", "docker:28-dind")
-    docker(
-        "run", "--detach", *place, *project, *variables, *engine, f"--insecure-registry={PULL[:-1]}"
-    )
+    rights = ("--privileged", "--cpu-shares=8192", "--env=DOCKER_TLS_CERTDIR=")
+    engine = ("docker:28-dind", f"--insecure-registry={PULL[:-1]}")
+    docker("run", "--detach", *place, *project, *variables, *rights, *engine)
 
 
 def start_client() -> None:
