@@ -1,4 +1,4 @@
-"""Run a command, and fail with its output."""
+"""Run a command; if it fails, raise its output."""
 
 import os
 import subprocess

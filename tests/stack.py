@@ -37,7 +37,10 @@ def require_engine() -> None:
 
 
 def start_mysql(container: str, image: str, passwords: Path, network: str, *options: str) -> None:
-    """Start a MySQL outside of a stack, from the image of db. Write its passwords into a folder."""
+    """Start a MySQL outside of a stack, from the image of db. Write its passwords into a folder.
+
+    `network` is an option of docker run.
+    """
     files = []
     for user in ("root", "seeder", "app"):
         (passwords / user).write_text(f"the password of {user}")
@@ -95,7 +98,7 @@ class Stack:
         return [f"{self.name}-{image}" for image in IMAGES]
 
     def engine(self) -> closing[DockerClient]:
-        """Connect to the engine. A poll needs less CPU time than the command `docker`."""
+        """Connect to the engine. Polling in this way needs less CPU time than `docker` commands."""
         return closing(DockerClient.from_env(environment=self.env))
 
     def inspect(self, service: str) -> Any:
@@ -106,6 +109,10 @@ class Stack:
     def health(self, service: str = "app") -> str:
         """Return the health of a service, in the engine's word."""
         return str(self.inspect(service)["State"]["Health"]["Status"])
+
+    def wait_until_healthy(self, service: str = "app") -> None:
+        """Wait until a service is healthy."""
+        until(lambda: self.health(service) == "healthy", f"{service} healthy")
 
     def started(self, service: str = "app") -> str:
         """Return the start time of a service's container."""
@@ -122,7 +129,7 @@ class Stack:
     def wait_for_heal(self, started: str) -> None:
         """Wait until app has another start time, and is healthy."""
         until(lambda: self.started() != started, "restarted")
-        until(lambda: self.health() == "healthy", "healthy")
+        self.wait_until_healthy()
 
     def logs(self, service: str) -> str:
         """Return the log of a service."""
@@ -178,9 +185,9 @@ class Stack:
 
 
 @contextmanager
-def running_stack(folder: Path, source: Path = ROOT, **settings: str) -> Iterator[Stack]:
+def running_stack(folder: Path, **settings: str) -> Iterator[Stack]:
     """Start a stack; remove it at the end."""
-    stack = Stack(folder, source, **settings)
+    stack = Stack(folder, ROOT, **settings)
     try:
         stack.up()
         yield stack

@@ -1,4 +1,4 @@
-"""Commands in README.md and docs/."""
+"""Commands in README.md and docs/. tests/platforms/document.py finds commands by their name."""
 
 import re
 

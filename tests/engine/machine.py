@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.stack import Stack, docker
 from tools.waiting import free_port, until
 
-OTHER_IMAGES = ("willfarrell/autoheal:1.2.0", "python:3.14-slim")
+HEALER = "willfarrell/autoheal:1.2.0"
 
 
 class Machine(Stack):
@@ -17,17 +17,20 @@ class Machine(Stack):
         super().__init__(folder)
         api = free_port()
         self.here = self.env
-        self.there = {"DOCKER_HOST": f"tcp://127.0.0.1:{api}", "APP_ADDRESS": "0.0.0.0"}
-        self.env = self.here | self.there
+        self.env = self.here | {
+            "DOCKER_HOST": f"tcp://127.0.0.1:{api}",
+            "APP_ADDRESS": "0.0.0.0",
+        }
         self.ports = (
             f"--publish=127.0.0.1:{api}:2375",
             f"--publish=127.0.0.1:{self.port}:{self.port}",
         )
 
     def create(self) -> None:
-        """Build the images, and start the machine. Its engine is not started yet."""
+        """Make the images, and start the machine. Its engine is not started yet."""
         docker("compose", "build", cwd=self.folder, env=self.here)
-        docker("save", "--output", f"{self.folder}/images.tar", *self.images(), *OTHER_IMAGES)
+        docker("compose", "pull", "--policy", "missing", "autoheal", cwd=self.folder, env=self.here)
+        docker("save", "--output", f"{self.folder}/images.tar", *self.images(), HEALER)
         run = ("run", "--detach", "--init", "--privileged", "--env=DOCKER_TLS_CERTDIR=")
         sleep = ("--entrypoint=sleep", "docker:28-dind", "infinity")
         docker(*run, f"--name={self.name}", f"--hostname={self.name}", *self.ports, *sleep)

@@ -1,4 +1,7 @@
-"""The documents are true: commands print what the document shows, links and tests exist."""
+"""The documents are true: commands print what the document shows, links and tests exist.
+
+Only the first test needs an engine.
+"""
 
 import os
 import re
@@ -69,7 +72,7 @@ def clone(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("name", EXECUTED)
-def test_each_command_prints_what_is_printed(name: str, clone: Path) -> None:
+def test_each_command_prints_what_the_document_shows(name: str, clone: Path) -> None:
     for kind, text in BLOCK.findall((ROOT / name).read_text()):
         if kind == "sh example":
             continue

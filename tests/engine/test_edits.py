@@ -26,7 +26,9 @@ def watched(stack: Stack) -> Iterator[list[str]]:
         assert watch.stdout
         try:
             while "Watch enabled" not in "".join(lines):
-                lines.append(watch.stdout.readline())
+                line = watch.stdout.readline()
+                assert line, lines  # else the command has ended
+                lines.append(line)
             yield lines
         finally:
             watch.terminate()

@@ -46,6 +46,6 @@ def test_data_with_tables_is_always_kept(stack: Stack) -> None:
     marker = "/var/lib/mysql/cct-first-start-complete"
     stack.exec("db", "rm", marker)
     stack.compose("restart", "db")
-    until(lambda: stack.health("db") == "healthy", "healthy")
+    stack.wait_until_healthy("db")
     assert stack.sql("CHECKSUM TABLE accounts") == rows
     stack.exec("db", "touch", marker)

@@ -39,6 +39,7 @@ def test_whole_heal_is_shown(
     assert set(told[3:-1]) <= {"probe 3 failed", "restarting (no answer)", "no answer"}
     expect(page.locator("#started")).not_to_have_text(before)
     expect(page.get_by_role("button")).to_be_enabled()
+    stack.wait_until_healthy()
 
 
 def test_flag_is_healed(stack: Stack, report: Report) -> None:
@@ -50,7 +51,7 @@ def test_flag_is_healed(stack: Stack, report: Report) -> None:
     until(lambda: stack.started() != started, "restarted")
     log = stack.inspect("app")["State"]["Health"]["Log"]  # the restart keeps it
     assert [probe["Output"] for probe in log].count(reason) >= RETRIES
-    until(lambda: stack.health() == "healthy", "healed")
+    stack.wait_until_healthy()
     report(f"healthy again after {time.monotonic() - began:.1f} s")
 
     after = stack.page()

@@ -1,5 +1,6 @@
-"""The healer."""
+"""The healer: its socket, its start and its stop."""
 
+import json
 import re
 import socket
 import time
@@ -11,7 +12,7 @@ from tests.engine.documents import task
 from tests.stack import Stack
 from tools.waiting import until
 
-PAUSE = 5  # seconds in which the healer looks five times
+PAUSE = 5  # seconds; a restart that is under way would show
 
 
 def test_healer_without_an_engine_says_so(
@@ -39,7 +40,7 @@ def test_healer_is_started_with_app(stack: Stack) -> None:
 
 
 def test_healer_that_is_stopped_first_lets_app_stop(stack: Stack) -> None:
-    """The commands of docs/tasks.md stop the healer first. Otherwise, its restart undoes the stop.
+    """The commands of docs/tasks.md stop the healer first, since its restart can undo the stop.
 
     A server that hangs takes 10 s to stop, so the restart and the stop overlap.
     """
@@ -53,3 +54,28 @@ def test_healer_that_is_stopped_first_lets_app_stop(stack: Stack) -> None:
         assert not stack.inspect("app")["State"]["Running"]
         time.sleep(0.1)
     stack.up()
+
+
+def test_with_the_filter_the_healer_has_no_engine_socket(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(stack.env, "DOCKER_SOCKET", "/run/my.sock")
+    files = "docker-compose.yml:deploy/docker-compose.proxy.yml"
+    monkeypatch.setitem(stack.env, "COMPOSE_FILE", files)
+    services = json.loads(stack.compose("config", "--format", "json"))["services"]
+    healer = services["autoheal"]
+    proxy = services["docker-proxy"]
+
+    assert [volume["source"] for volume in healer["volumes"]] == ["filtered"]
+    assert [volume["source"] for volume in proxy["volumes"]] == ["/run/my.sock", "filtered"]
+    assert f"-proxysocketendpoint={healer['environment']['DOCKER_SOCK']}" in proxy["command"]
+    assert healer["network_mode"] == "none"
+    assert proxy["network_mode"] == "none"
+
+
+def test_healer_gets_the_socket_that_is_named(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(stack.env, "DOCKER_SOCKET", "/run/my.sock")
+    services = json.loads(stack.compose("config", "--format", "json"))["services"]
+    assert [volume["source"] for volume in services["autoheal"]["volumes"]] == ["/run/my.sock"]

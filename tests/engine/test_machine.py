@@ -12,7 +12,6 @@ from tests.conftest import Report
 from tests.engine.clients import load
 from tests.engine.machine import Machine, running_machine
 from tests.stack import gateway
-from tools.waiting import until
 
 # The engine gives IPv6 to new networks, and maps root of the containers to another user.
 OPTIONS = (
@@ -69,7 +68,10 @@ def test_healer_heals_in_an_engine_with_userns_remap(machine: Machine) -> None:
 
 @contextmanager
 def engine_fault(machine: Machine, report: Report) -> Iterator[None]:
-    """Start the engine again after the context, and wait until everything is healthy."""
+    """Run clients while a test ends the engine. Start the engine, and wait until all is healthy.
+
+    The engine must restart app.
+    """
     started = machine.started()
     with load(machine, 0, 503) as clients:
         yield
@@ -83,9 +85,9 @@ def engine_fault(machine: Machine, report: Report) -> Iterator[None]:
 
 def wait_until_healthy(machine: Machine) -> None:
     """Wait until all services are healthy."""
-    until(lambda: machine.health("app") == "healthy", "app healthy")
-    until(lambda: machine.health("db") == "healthy", "db healthy")
-    until(lambda: machine.health("autoheal") == "healthy", "autoheal healthy")
+    machine.wait_until_healthy("app")
+    machine.wait_until_healthy("db")
+    machine.wait_until_healthy("autoheal")
 
 
 def test_engine_stopped(machine: Machine, report: Report) -> None:

@@ -8,7 +8,7 @@ from tools.waiting import get, until
 
 
 def test_pipelining_does_not_make_app_unhealthy(stack: Stack) -> None:
-    """From Python 3.12 on, a connection with many requests could keep the probe waiting."""
+    """Without a pause in the server, a connection with many requests keeps the probe waiting."""
     with attacked(stack.port, pipeline, 20):
         until(lambda: "GET '/nothing'" in stack.logs("app"), "under attack")
         end = time.monotonic() + 12  # two probes

@@ -1,4 +1,4 @@
-"""What the running stack is. The tests change nothing, so the order is free."""
+"""What the running stack is. These tests only look."""
 
 import json
 import re
@@ -81,21 +81,6 @@ def test_passwords_are_long_and_different(stack: Stack) -> None:
         assert len(password) >= 40
 
 
-def test_passwords_stand_nowhere_else(stack: Stack) -> None:
-    """No log, configuration, description of a container or history of an image has a password."""
-    containers = stack.compose("ps", "-aq").split()
-    images = stack.images()
-    text = stack.compose("logs")
-    text += stack.compose("config")
-    text += docker("inspect", *containers, *images)
-    for image in images:
-        text += docker("history", "--no-trunc", image)
-
-    for password in stack.passwords():
-        assert password not in text
-    assert not re.search(r'"\w*PASSWORD=', text)  # a password would stand in such a variable
-
-
 @pytest.mark.parametrize("service", SERVICES)
 def test_service_has_no_more_power_than_it_needs(stack: Stack, service: str) -> None:
     status = run(stack, service, "cat", "/proc/1/status")
@@ -136,28 +121,3 @@ def test_root_can_log_in_only_inside_db(stack: Stack) -> None:
 def test_server_can_only_read(stack: Stack, statement: str) -> None:
     with pytest.raises(AssertionError, match="denied"):
         stack.sql_as_app(statement)
-
-
-def test_with_the_filter_the_healer_has_no_engine_socket(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(stack.env, "DOCKER_SOCKET", "/run/my.sock")
-    files = "docker-compose.yml:deploy/docker-compose.proxy.yml"
-    monkeypatch.setitem(stack.env, "COMPOSE_FILE", files)
-    services = json.loads(stack.compose("config", "--format", "json"))["services"]
-    healer = services["autoheal"]
-    proxy = services["docker-proxy"]
-
-    assert [volume["source"] for volume in healer["volumes"]] == ["filtered"]
-    assert [volume["source"] for volume in proxy["volumes"]] == ["/run/my.sock", "filtered"]
-    assert f"-proxysocketendpoint={healer['environment']['DOCKER_SOCK']}" in proxy["command"]
-    assert healer["network_mode"] == "none"
-    assert proxy["network_mode"] == "none"
-
-
-def test_healer_gets_the_socket_that_is_named(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(stack.env, "DOCKER_SOCKET", "/run/my.sock")
-    services = json.loads(stack.compose("config", "--format", "json"))["services"]
-    assert [volume["source"] for volume in services["autoheal"]["volumes"]] == ["/run/my.sock"]

@@ -81,7 +81,7 @@ def start_client() -> None:
 
 
 def settled(replicas: int = 3, service: str = "app") -> Tasks:
-    """Return the tasks if exactly `replicas` of them run and none is stopping; otherwise none."""
+    """Return the tasks if exactly `replicas` of them run and none is stopping; otherwise {}."""
     command = DOCUMENT.commands("see the replicas").replace("app", service)
     nodes = "docker node ls --format '{{.Hostname}} {{.Status}}'"
     lines = on(MANAGER, f"{nodes}; {command} --format json").splitlines()
@@ -89,16 +89,16 @@ def settled(replicas: int = 3, service: str = "app") -> Tasks:
     stopping = False
     for line in lines[len(NODES) :]:
         task = json.loads(line)
-        node_is_left = f"{task['Node']} Ready" in lines  # else Swarm says running, too
-        if node_is_left and task["CurrentState"].startswith("Running"):
+        node_is_ready = f"{task['Node']} Ready" in lines  # for a lost node, Swarm says running, too
+        if node_is_ready and task["CurrentState"].startswith("Running"):
             running[task["ID"]] = task
             stopping = stopping or task["DesiredState"] != "Running"
     return {} if stopping or len(running) != replicas else running
 
 
-def nodes_with_a_replica(replicas: int = 3) -> set[str]:
+def nodes_with_a_replica() -> set[str]:
     """Return the nodes that run a task of the app."""
-    return {task["Node"] for task in settled(replicas).values()}
+    return {task["Node"] for task in settled().values()}
 
 
 def images_of_the_app() -> set[str]:
@@ -133,7 +133,8 @@ def busy(
 ) -> AbstractContextManager[Outcome]:
     """Keep the app busy until the end of the context.
 
-    Raise AssertionError if a request fails in another way than `may_fail`."""
+    Raise AssertionError if a request fails in another way than `may_fail`. "" allows all ways.
+    """
     return load(["docker", *CLIENT], app, report, event, may_fail)
 
 
@@ -270,8 +271,8 @@ def test_rotation_fails_no_request(app: str, report: Report) -> None:
     rotation = "".join(DOCUMENT.commands(name) for name in names)
     with busy(app, report, "rotation of the passwords"):
         on(MANAGER, variables + rotation)
-        until(settled, "settled")
-    assert not settled().keys() & before.keys()
+        after = until(settled, "settled")
+    assert not after.keys() & before.keys()
     assert on(MANAGER, DOCUMENT.commands("see how an update went")) == "completed"
     assert settled(1, "db").keys() == database.keys()
     assert password_of_a_replica() != first_password
