@@ -12,7 +12,8 @@ ifdef TESTS
 else
 	$(RUN)pytest --numprocesses 3 $(SIDE_BY_SIDE) --no-loadscope-reorder tests/app
 	$(RUN)pytest tests/*/test_overload.py
-	nice $(RUN)pytest --numprocesses 4 $(SIDE_BY_SIDE) tests/platforms tests/engine
+	$(RUN)pytest --numprocesses 4 $(SIDE_BY_SIDE) -m "not timed" tests/platforms tests/engine
+	$(RUN)pytest --numprocesses 2 $(SIDE_BY_SIDE) -m timed tests/platforms tests/engine
 endif
 # Files with many tests come first, but among those of the app, the longest file has one test.
 SIDE_BY_SIDE = --dist loadfile --ignore-glob '*/test_overload.py' \

@@ -11,6 +11,7 @@ def test_restart_keeps_the_accounts(stack: Stack) -> None:
     stack.sql("UPDATE accounts SET name = 'edited' WHERE id = 1; DELETE FROM accounts WHERE id = 2")
     accounts = stack.page()["accounts"]
     stack.compose("restart")
+    until(lambda: stack.get("/ready")[0] == 200, "ready")
     stack.wait_until_healthy()
     assert stack.page()["accounts"] == accounts
 

@@ -12,6 +12,8 @@ from tests.engine.clients import Clients, load
 from tests.stack import Stack, docker, running_stack
 from tools.waiting import until
 
+pytestmark = pytest.mark.timed
+
 SLOWEST = 2.5  # seconds for an answer: DB_TIMEOUT, and half a second
 BACK = 2.5  # seconds after the database is healthy
 

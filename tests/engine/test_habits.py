@@ -22,6 +22,7 @@ def test_database_comes_back_without_its_clone(stack: Stack, tmp_path: Path) -> 
         stack.wait_until_healthy("db")
         until(lambda: stack.get("/ready")[0] == 200, "ready")
         stack.compose("restart")  # from its new place
+        until(lambda: stack.get("/ready")[0] == 200, "ready")
         stack.wait_until_healthy()
     finally:
         stack.folder = original

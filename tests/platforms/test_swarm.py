@@ -22,6 +22,8 @@ from tools import ROOT
 from tools.load import GET, Outcome, load
 from tools.waiting import free_port, until
 
+pytestmark = pytest.mark.timed
+
 Tasks = dict[str, dict[str, str]]  # what Swarm says about each task, by its id
 
 DOCUMENT = Document("docs/swarm.md")
@@ -61,17 +63,13 @@ def start_registry() -> None:
 
 
 def start_node(node: str) -> None:
-    """Start a container with an engine. The container sees the project as /cct.
-
-    Other tests run at the same time. More CPU shares let the nodes go first: a late message between
-    two engines would make a request fail.
-    """
+    """Start a container with an engine. The container sees the project as /cct."""
     place = (f"--name={NAME}-{node}", f"--hostname={node}", f"--network={NAME}")
     project = (f"--volume={ROOT}:/cct:ro", "--workdir=/cct")
     variables = (f"--env=REGISTRY={PULL}", "--env=TAG=1", "--env=DB_TAG=1")
-    rights = ("--privileged", "--cpu-shares=8192", "--env=DOCKER_TLS_CERTDIR=")
-    engine = ("docker:28-dind", f"--insecure-registry={PULL[:-1]}")
-    docker("run", "--detach", *place, *project, *variables, *rights, *engine)
+    engine = ("--privileged", "--env=DOCKER_TLS_CERTDIR=", "docker:28-dind")
+    registry = f"--insecure-registry={PULL[:-1]}"
+    docker("run", "--detach", *place, *project, *variables, *engine, registry)
 
 
 def start_client() -> None:
