@@ -5,15 +5,12 @@ import re
 import time
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import expect
 
 from tests.browser import OpenPage, steps
 from tests.conftest import Report
 from tests.stack import Stack
 from tools.waiting import until
-
-pytestmark = pytest.mark.timed
 
 HEALED = re.compile(r"^healthy again after \d+\.\d s$")
 START_PROBES = 5  # in the Dockerfile: a start period of 5 s with a probe each second
