@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -130,6 +131,11 @@ class Stack:
         """Wait until app has another start time, and is healthy."""
         until(lambda: self.started() != started, "restarted")
         self.wait_until_healthy()
+
+    def heals(self) -> int:
+        """Return how often the healer has found app unhealthy, by its log."""
+        found = rf"/{self.container('app')} \(\w+\) found to be unhealthy"
+        return len(re.findall(found, self.logs("autoheal")))
 
     def logs(self, service: str) -> str:
         """Return the log of a service."""

@@ -85,9 +85,8 @@ def engine_fault(machine: Machine, report: Report) -> Iterator[None]:
 
 def wait_until_healthy(machine: Machine) -> None:
     """Wait until all services are healthy."""
-    machine.wait_until_healthy("app")
-    machine.wait_until_healthy("db")
-    machine.wait_until_healthy("autoheal")
+    for service in ("app", "db", "autoheal"):
+        machine.wait_until_healthy(service)
 
 
 def test_engine_stopped(machine: Machine, report: Report) -> None:

@@ -10,8 +10,6 @@ from tests.engine.documents import task
 from tests.stack import Stack
 from tools.waiting import until
 
-pytestmark = pytest.mark.timed
-
 NOSOCKET = "docker-compose.yml:deploy/docker-compose.nosocket.yml"
 
 
