@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserType, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserType, Page, expect, sync_playwright
 
 OpenPage = Callable[..., Page]
 
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+# The same browser without windows needs half the CPU time. It reads no settings of a user.
+HEADLESS = ("chromium-headless-shell", *CHROMIUM)
 
-def find_chromium() -> str:
-    """Return the path of the browser; skip the test without one, or fail if REQUIRE_BROWSER=1."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
+
+def find_browser(names: tuple[str, ...]) -> str:
+    """Return the path of a browser; skip the test without one, or fail if REQUIRE_BROWSER=1."""
+    for name in names:
         path = shutil.which(name)
         if path:
             return path
@@ -28,7 +32,7 @@ def find_chromium() -> str:
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[BrowserType]:
     """Start Playwright; yield its launcher of Chromium."""
-    find_chromium()
+    find_browser(HEADLESS)
     with sync_playwright() as playwright:
         yield playwright.chromium
 
@@ -36,7 +40,7 @@ def chromium() -> Iterator[BrowserType]:
 @pytest.fixture(scope="module")
 def browser(chromium: BrowserType) -> Iterator[Browser]:
     """Yield a browser. The tests of a file share the browser; each has its own profile."""
-    with chromium.launch(executable_path=find_chromium()) as browser:
+    with chromium.launch(executable_path=find_browser(HEADLESS)) as browser:
         yield browser
 
 
@@ -56,7 +60,7 @@ def open_page(chromium: BrowserType, browser: Browser) -> Iterator[OpenPage]:
         ) -> Page:
             options["base_url"] = f"http://127.0.0.1:{port}"
             if profile:
-                program = find_chromium()
+                program = find_browser(CHROMIUM)
                 context = chromium.launch_persistent_context(
                     profile, executable_path=program, **options
                 )
@@ -80,3 +84,9 @@ def steps(page: Page) -> list[str]:
     """Return the steps of the heal without their times."""
     texts = page.get_by_role("listitem").all_text_contents()
     return [re.sub(r"^\d+\.\d s: ", "", text) for text in texts]
+
+
+def press(page: Page) -> None:
+    """Press the button, and wait for the first step."""
+    page.get_by_role("button").click()
+    expect(page.get_by_text("made unhealthy")).to_be_visible()
