@@ -10,13 +10,13 @@ test: .venv ## all tests but those of a cluster, or a part: make test TESTS=test
 ifdef TESTS
 	$(RUN)pytest $(TESTS)
 else
-	$(RUN)pytest --numprocesses 3 $(SIDE_BY_SIDE) --no-loadscope-reorder tests/app
+	$(RUN)pytest --numprocesses 3 $(SIDE_BY_SIDE) tests/app
 	$(RUN)pytest tests/*/test_overload.py
 	$(RUN)pytest --numprocesses 4 $(SIDE_BY_SIDE) -m "not timed" tests/platforms tests/engine
 	$(RUN)pytest --numprocesses 2 $(SIDE_BY_SIDE) -m timed tests/platforms tests/engine
 endif
-# Files with many tests come first, but among those of the app, the longest file has one test.
-SIDE_BY_SIDE = --dist loadfile --ignore-glob '*/test_overload.py' \
+# A worker runs a whole file. Without reordering, the files with few, long tests do not come last.
+SIDE_BY_SIDE = --dist loadfile --no-loadscope-reorder --ignore-glob '*/test_overload.py' \
 	--ignore tests/platforms/test_cluster.py
 
 check: .venv ## format, lint, types, schemas

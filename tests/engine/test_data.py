@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.engine.documents import task
+from tests.documents import task
 from tests.stack import Stack
 from tools.waiting import until
 

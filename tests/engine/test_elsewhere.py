@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.documents import task
+from tests.documents import task
 from tests.stack import Stack, docker, gateway, start_mysql
 from tools import ROOT
 from tools.waiting import free_port

@@ -4,7 +4,7 @@ import shutil
 import time
 from pathlib import Path
 
-from tests.engine.documents import task
+from tests.documents import task
 from tests.shell import run_command
 from tests.stack import Stack, docker
 from tools.waiting import until

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.documents import task
+from tests.documents import task
 from tests.stack import Stack
 from tools.waiting import until
 

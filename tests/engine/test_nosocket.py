@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import Report
-from tests.engine.documents import task
+from tests.documents import task
 from tests.stack import Stack
 from tools.waiting import until
 

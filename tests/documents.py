@@ -7,6 +7,14 @@ from tools import ROOT
 # A block of commands. test_docs.py does not run a block of `sh example`: another test runs its
 # commands, or they do not end, need something that is not here, or have names to replace.
 BLOCK = re.compile(r"^```(console|sh|sh example)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)  # and what it prints
+
+
+def commands_of(kind: str, text: str) -> list[tuple[str, str]]:
+    """Return the commands of a block with their printed output. A block of sh is one command."""
+    if kind == "console":
+        return COMMAND.findall(text)
+    return [(text, "")]
 
 
 def task(title: str) -> str:
