@@ -12,8 +12,8 @@ ifdef TESTS
 else
 	$(RUN)pytest --numprocesses 3 $(SIDE_BY_SIDE) tests/app
 	$(RUN)pytest tests/*/test_overload.py
-	$(RUN)pytest --numprocesses 4 $(SIDE_BY_SIDE) -m "not timed" tests/platforms tests/engine
-	$(RUN)pytest --numprocesses 2 $(SIDE_BY_SIDE) -m timed tests/platforms tests/engine
+	$(RUN)pytest --numprocesses 4 $(SIDE_BY_SIDE) -m "not timed" tests/engine tests/platforms
+	$(RUN)pytest --numprocesses 2 $(SIDE_BY_SIDE) -m timed tests/engine tests/platforms
 endif
 # A worker runs a whole file. Without reordering, the files with few, long tests do not come last.
 SIDE_BY_SIDE = --dist loadfile --no-loadscope-reorder --ignore-glob '*/test_overload.py' \
