@@ -10,14 +10,16 @@ test: .venv ## all tests but those of a cluster, or a part: make test TESTS=test
 ifdef TESTS
 	$(RUN)pytest $(TESTS)
 else
-	$(RUN)pytest --numprocesses 3 $(SIDE_BY_SIDE) tests/app
+	@rm -f $(SUMMARY)
+	$(RUN)pytest --numprocesses 3 $(SIDE_BY_SIDE) tests/files tests/app
 	$(RUN)pytest tests/*/test_overload.py
 	$(RUN)pytest --numprocesses 4 $(SIDE_BY_SIDE) -m "not timed" tests/engine tests/platforms
 	$(RUN)pytest --numprocesses 2 $(SIDE_BY_SIDE) -m timed tests/engine tests/platforms
+	@cat $(SUMMARY)
 endif
-# A worker runs a whole file. Without reordering, the files with few, long tests do not come last.
-SIDE_BY_SIDE = --dist loadfile --no-loadscope-reorder --ignore-glob '*/test_overload.py' \
-	--ignore tests/platforms/test_cluster.py
+export SUMMARY = .venv/summary
+# A worker runs a whole file. By default, files with few tests come last, but these run long.
+SIDE_BY_SIDE = --dist loadfile --no-loadscope-reorder --ignore-glob '*/test_overload.py'
 
 check: .venv ## format, lint, types, schemas
 	$(RUN)ruff format --check

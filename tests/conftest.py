@@ -1,13 +1,19 @@
 """Fixtures of all tests, and the summary at the end of the run."""
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.browser import browser, chromium, open_page  # noqa: F401, fixtures
 
 Report = Callable[[str], None]
+
+BEGAN = time.monotonic()
 
 
 @pytest.fixture
@@ -20,25 +26,52 @@ def report(record_property: Callable[[str, object], None]) -> Report:
     return keep
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test that is skipped for a reason that the pattern MAY_SKIP does not allow."""
+    report = yield
+    may_skip = os.environ.get("MAY_SKIP", "")
+    if report.skipped and not re.search(may_skip, reason(report)):
+        report.outcome = "failed"
+    return report
+
+
+def reason(report: pytest.TestReport) -> str:
+    """Return why a test was skipped."""
+    assert isinstance(report.longrepr, tuple)
+    return report.longrepr[2].removeprefix("Skipped: ")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the figures, how long each part took, and the skipped tests with their reasons."""
-    seconds: dict[str, float] = defaultdict(float)  # by folder
-    skipped = Counter[str]()  # by file and reason
+    """Print the figures, how long the run took, and the skipped tests with their reasons.
+
+    Append the summary to the file SUMMARY. `make test` shows that file after its last run.
+    """
     terminalreporter.section("figures")
+    skipped = Counter[str]()  # by file and reason
     for report in all_reports(terminalreporter):
         file, _, test = report.nodeid.partition("::")
-        seconds[file.rpartition("/")[0]] += report.duration
         if report.when == "call":
             for _, figure in report.user_properties:
                 terminalreporter.line(f"{test}: {figure}")
-        if report.skipped and isinstance(report.longrepr, tuple):
-            reason = report.longrepr[2].removeprefix("Skipped: ")
-            skipped[f"{file}: {reason}"] += 1
-    terminalreporter.section("parts")
-    for folder, duration in sorted(seconds.items()):
-        terminalreporter.line(f"the tests of {folder} took {duration:.0f} s together")
+        if report.skipped:
+            skipped[f"{file}: {reason(report)}"] += 1
+    lines = [f"{time.monotonic() - BEGAN:.0f} s for {part(terminalreporter.config)}"]
     for place, count in sorted(skipped.items()):
-        terminalreporter.line(f"{count} skipped in {place}")
+        lines.append(f"  {count} skipped in {place}")
+    terminalreporter.section("summary")
+    for line in lines:
+        terminalreporter.line(line)
+    summary = os.environ.get("SUMMARY")
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    if summary and not is_worker:
+        with Path(summary).open("a") as output:
+            output.write("\n".join([*lines, ""]))
+
+
+def part(config: pytest.Config) -> str:
+    """Return which tests the run has: the paths, and the marks."""
+    return " ".join([*config.args, config.option.markexpr]).strip()
 
 
 def all_reports(terminalreporter: pytest.TerminalReporter) -> Iterator[pytest.TestReport]:

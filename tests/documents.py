@@ -1,13 +1,14 @@
-"""Commands in README.md and docs/. tests/platforms/document.py finds commands by their name."""
+"""The commands in README.md and docs/."""
 
 import re
 
 from tools import ROOT
 
-# A block of commands. test_docs.py does not run a block of `sh example`: another test runs its
-# commands, or they do not end, need something that is not here, or have names to replace.
+# A block of commands. tests/engine/test_docs.py does not run a block of `sh example`: another test
+# runs its commands, or they do not end, need something that is not here, or have names to replace.
 BLOCK = re.compile(r"^```(console|sh|sh example)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)  # and what it prints
+ROW = re.compile(r"\| ([^|]+) \| `([^`]+)` \|")
 
 
 def commands_of(kind: str, text: str) -> list[tuple[str, str]]:
@@ -17,11 +18,46 @@ def commands_of(kind: str, text: str) -> list[tuple[str, str]]:
     return [(text, "")]
 
 
-def task(title: str) -> str:
-    """Return the commands of a task of docs/tasks.md."""
-    text = (ROOT / "docs" / "tasks.md").read_text()
-    _, _, rest = text.partition(f"# {title}\n")
-    section, _, _ = rest.partition("\n#")
-    commands = "".join(commands for _, commands in BLOCK.findall(section))
-    assert commands, f"docs/tasks.md has no task {title!r}"
+class Document:
+    """The commands of a document, by name: its blocks of the kinds, and the rows of its tables.
+
+    The name of a block is the heading above it. Blocks below the same heading are one. The name of
+    a row is its first cell.
+    """
+
+    def __init__(self, path: str, *kinds: str) -> None:
+        self.text = (ROOT / path).read_text()
+        self.named = read_commands(self.text, kinds)
+        self.used: set[str] = set()
+
+    def commands(self, name: str) -> str:
+        """Return the commands with a name, and remember that they were used."""
+        self.used.add(name)
+        return self.named[name]
+
+    def unused(self) -> set[str]:
+        """Return the names of the commands that were not used."""
+        return self.named.keys() - self.used
+
+
+def read_commands(text: str, kinds: tuple[str, ...]) -> dict[str, str]:
+    """Return the commands of a document by name."""
+    commands: dict[str, str] = {}
+    heading = ""
+    fence = ""  # the line that opened the block, empty outside of a block
+    for line in text.splitlines():
+        row = ROW.match(line)
+        if line.startswith("```"):
+            fence = "" if fence else line
+        elif fence.removeprefix("```") in kinds:
+            commands[heading] = commands.get(heading, "") + f"{line}\n"
+        elif fence:
+            continue
+        elif line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif row:
+            commands[row[1]] = row[2]
     return commands
+
+
+TASKS = Document("docs/tasks.md", "sh", "sh example")

@@ -68,8 +68,10 @@ def test_signal_ends_the_server_well(server: ServerProcess, number: signal.Signa
 
 
 async def test_sigterm_lets_the_request_in_flight_finish(
-    server: ServerProcess, database: PrivateDatabase
+    start_server: StartServer, database: PrivateDatabase
 ) -> None:
+    server = start_server(DB_TIMEOUT="30")
+
     def is_in_flight() -> bool:
         return len(database.connections(state="Waiting%")) > 0
 
@@ -115,7 +117,7 @@ def test_answer_while_draining_closes_the_connection(start_server: StartServer) 
 
 @pytest.fixture
 def silent_resolver(tmp_path: Path) -> Iterator[socket.socket]:
-    """Start a name server that never answers; yield a resolv.conf that names it."""
+    """Start a name server that never answers, and write a resolv.conf that names it."""
     if subprocess.run(["unshare", "--mount", "true"], check=False).returncode != 0:
         pytest.skip("needs root, to give the server a resolv.conf of its own")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
@@ -131,14 +133,12 @@ def test_sigterm_ends_the_server_while_dns_hangs(
     mount = f"mount --bind {tmp_path}/resolv.conf /etc/resolv.conf"
     script = f"{mount}; exec {sys.executable} {ROOT}/server.py"
     server = start_server(program=("unshare", "--mount", "sh", "-c", script), DB_HOST="db.example")
-    for _ in range(3):
+    for _ in range(3):  # three lookups hang
         assert server.get("/ready") == (503, "not ready: no answer: not in time\n")
     assert b"example" in silent_resolver.recv(512)
 
-    began = time.monotonic()
     server.process.terminate()
-    assert server.process.wait(10) == 0
-    assert time.monotonic() - began < 5
+    assert server.process.wait(5) == 0
     assert server.lines()[-1] == "stopped"
     assert "never retrieved" not in server.log.read_text()
 
@@ -159,7 +159,7 @@ def test_idle_connection_is_closed(start_server: StartServer, sent: bytes) -> No
             answer += received
         seconds = time.monotonic() - began
     assert answer.count(b"HTTP/1.1 200 OK") == sent.count(REQUEST)
-    assert 0.5 < seconds < 3
+    assert seconds > 0.5
 
 
 # Memory
@@ -186,11 +186,6 @@ def test_probe_tells_the_health(server: ServerProcess) -> None:
     assert run("probe.py", settings) == (0, "healthy\n")
     _, unhealthy = server.get("/make-unhealthy")
     assert run("probe.py", settings) == (1, unhealthy)
-
-
-def test_failed_probe_is_counted(server: ServerProcess) -> None:
-    server.get("/make-unhealthy")
-    run("probe.py", {"PORT": str(server.port)})
     _, page = server.get(accept="application/json")
     assert '"failed_probes": 1,' in page
 

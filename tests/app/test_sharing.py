@@ -11,12 +11,18 @@ import pytest
 
 from database import POOL_SIZE, QUERY, Database, Page, ReadError
 from settings import Settings
-from tests.app.conftest import ServerProcess
+from tests.app.conftest import ServerProcess, StartServer
 from tools.private_database import PrivateDatabase
 from tools.waiting import until
 
 HTML = "text/html"
 JSON = "application/json"
+
+
+@pytest.fixture
+def server(start_server: StartServer) -> ServerProcess:
+    """Start a server whose queries may wait long, since the tests hold the table locked."""
+    return start_server(DB_TIMEOUT="30")
 
 
 @asynccontextmanager
@@ -146,7 +152,7 @@ async def test_failed_query_fails_all_who_waited_for_it(
         (shared,) = until(lambda: queries(database) - begun, "a query for the others")
         database.sql(f"KILL {shared}")
 
-        async with asyncio.timeout(1):  # much less than DB_TIMEOUT
+        async with asyncio.timeout(10):  # much less than DB_TIMEOUT
             assert await asyncio.to_thread(answers, late) == [503, 503, 503]
     assert sorted(answers(early)) == [*[200] * (POOL_SIZE - 1), 503]
 
@@ -162,16 +168,15 @@ async def cancel_request(reader: Database, turns: int) -> bool:
 
     Return whether the request was still running when it was cancelled. The other two must end:
     with a page, or because their read was cancelled. The next request must get a page. Otherwise
-    raise AssertionError or TimeoutError.
+    raise AssertionError.
     """
     requests = [asyncio.create_task(reader.page(0)) for _ in range(3)]
     for _ in range(turns):
         await asyncio.sleep(0)
     was_open = requests[0].cancel()
-    async with asyncio.timeout(1):
-        results = await asyncio.gather(*requests, return_exceptions=True)
-        assert {type(result) for result in results} <= {asyncio.CancelledError, Page}
-        assert isinstance(await reader.page(0), Page)
+    results = await asyncio.gather(*requests, return_exceptions=True)
+    assert {type(result) for result in results} <= {asyncio.CancelledError, Page}
+    assert isinstance(await reader.page(0), Page)
     assert reader.waiting == {}
     return was_open
 

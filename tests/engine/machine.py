@@ -60,11 +60,9 @@ class Machine(Stack):
         return True
 
     def stop_engine(self) -> None:
-        """Stop the engine cleanly, if it runs."""
-        stop = (
-            "pid=$(cat /var/run/docker.pid) && kill $pid && while kill -0 $pid; do sleep 0.1; done"
-        )
-        self.on_machine(f"{stop} 2>/dev/null || true")
+        """Stop the engine cleanly."""
+        wait = "while kill -0 $pid 2>/dev/null; do sleep 0.1; done"
+        self.on_machine(f"pid=$(cat /var/run/docker.pid) && kill $pid && {wait}")
 
     def lose_power(self) -> None:
         """Kill everything on the machine at once. Then start the machine, but not its engine."""

@@ -54,7 +54,7 @@ def test_watch_ignores_what_is_in_no_image(stack: Stack) -> None:
         for name in ("README.md", "docs/tour.md", "backup.sql", "my.csv", ".git/changed"):
             with (stack.folder / name).open("a") as file:
                 file.write("changed\n")
-            time.sleep(1)  # watch collects changes for half a second
+        time.sleep(1)  # watch collects changes for half a second
         program.write_text(original.replace('"ready"', '"ready now"'))
         until(lambda: stack.get("/ready")[1] == "ready now\n", "shown")
     assert len([line for line in lines if line.startswith("Rebuilding service")]) == 1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import task
+from tests.documents import TASKS
 from tests.stack import Stack, docker, gateway, start_mysql
 from tools import ROOT
 from tools.waiting import free_port
@@ -25,7 +25,7 @@ def test_database_elsewhere_is_used_and_left_again(
     options = (f"--bind-address={host}", f"--port={port}", "--mysqlx=0")
     passwords = stack.folder / "passwords"
     passwords.mkdir()
-    go = task("Use a database elsewhere").replace("mysql.example.com", host)
+    go = TASKS.commands("Use a database elsewhere").replace("mysql.example.com", host)
     go = go.replace("3307", port).replace("verify-identity", "required")
     monkeypatch.setitem(stack.env, "SEED_ACCOUNTS", "7")
     try:

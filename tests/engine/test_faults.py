@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Report
-from tests.engine.clients import Clients, load
+from tests.engine.clients import load
 from tests.stack import Stack, docker, running_stack
 from tools.waiting import until
 
@@ -19,7 +19,7 @@ BACK = 2.5  # seconds after the database is healthy
 
 
 @contextmanager
-def database_fault(stack: Stack, report: Report) -> Iterator[Callable[[], None]]:
+def database_fault(stack: Stack, report: Report) -> Iterator[Callable[[], object]]:
     """Run clients while a test causes and ends a fault of the database; then assert what they saw.
 
     Yield a function that waits for a 503. No answer may take longer than DB_TIMEOUT, with a
@@ -29,7 +29,7 @@ def database_fault(stack: Stack, report: Report) -> Iterator[Callable[[], None]]
     started = stack.started()
     with load(stack, 503) as clients:
         began = time.monotonic()
-        yield lambda: wait_for_503(clients, began)
+        yield lambda: clients.wait_for(503, began)
         stack.wait_until_healthy("db")
         healthy = time.monotonic()
         back = clients.wait_for(200, healthy, BACK).ended - healthy
@@ -41,36 +41,31 @@ def database_fault(stack: Stack, report: Report) -> Iterator[Callable[[], None]]
     assert stack.inspect("app")["State"]["Health"]["FailingStreak"] == 0
 
 
-def wait_for_503(clients: Clients, moment: float) -> None:
-    """Wait until a client gets a 503."""
-    clients.wait_for(503, moment)
-
-
 def test_database_stopped(stack: Stack, report: Report) -> None:
-    with database_fault(stack, report) as noticed:
+    with database_fault(stack, report) as wait_for_503:
         stack.compose("stop", "db")
-        noticed()
+        wait_for_503()
         stack.compose("start", "db")
 
 
 def test_database_killed(stack: Stack, report: Report) -> None:
-    with database_fault(stack, report) as noticed:
+    with database_fault(stack, report) as wait_for_503:
         stack.on_host("db", "kill -KILL $pid")
-        noticed()
+        wait_for_503()
 
 
 def test_database_paused(stack: Stack, report: Report) -> None:
-    with database_fault(stack, report) as noticed:
+    with database_fault(stack, report) as wait_for_503:
         stack.compose("pause", "db")
-        noticed()
+        wait_for_503()
         stack.compose("unpause", "db")
 
 
 def test_database_cut_off(stack: Stack, report: Report) -> None:
     network = f"{stack.name}_database"
-    with database_fault(stack, report) as noticed:
+    with database_fault(stack, report) as wait_for_503:
         docker("network", "disconnect", network, stack.container("app"))
-        noticed()
+        wait_for_503()
         docker("network", "connect", network, stack.container("app"))
 
 
@@ -88,38 +83,40 @@ def alter_app(stack: Stack, change: str) -> None:
 
 
 def test_database_out_of_connections(stack: Stack, report: Report) -> None:
-    with database_fault(stack, report) as noticed:
+    with database_fault(stack, report) as wait_for_503:
         alter_app(stack, "WITH MAX_CONNECTIONS_PER_HOUR 1")
-        noticed()
+        wait_for_503()
         alter_app(stack, "WITH MAX_CONNECTIONS_PER_HOUR 0")
 
 
-def lock_table(stack: Stack, seconds: int) -> None:
-    """Lock the table for some seconds; return as soon as it is locked."""
-    statement = f"LOCK TABLES accounts WRITE; DO SLEEP({seconds})"
+@contextmanager
+def locked_table(stack: Stack) -> Iterator[None]:
+    """Lock the table until the end of the context."""
+    statement = "LOCK TABLES accounts WRITE; DO SLEEP(600)"
     mysql = ("as-root.sh", "mysql", "-e", statement, "cct")
     docker("exec", "--detach", stack.container("db"), *mysql)
-    sleeping = f"SELECT 1 FROM information_schema.processlist WHERE info = 'DO SLEEP({seconds})'"
-    until(lambda: stack.sql(sleeping), "locked")
+    select = "SELECT id FROM information_schema.processlist WHERE info = 'DO SLEEP(600)'"
+    connection = until(lambda: stack.sql(select), "locked")
+    yield
+    stack.sql(f"KILL {connection}")
 
 
 def test_database_table_locked(stack: Stack, report: Report) -> None:
-    with database_fault(stack, report) as noticed:
-        lock_table(stack, 3)
-        noticed()
+    with database_fault(stack, report) as wait_for_503, locked_table(stack):
+        wait_for_503()
 
 
 def test_database_without_the_table(stack: Stack, report: Report) -> None:
-    with database_fault(stack, report) as noticed:
+    with database_fault(stack, report) as wait_for_503:
         stack.sql("RENAME TABLE accounts TO gone")
-        noticed()
+        wait_for_503()
         stack.sql("RENAME TABLE gone TO accounts")
 
 
 def test_database_with_another_password(stack: Stack, report: Report) -> None:
-    with database_fault(stack, report) as noticed:
+    with database_fault(stack, report) as wait_for_503:
         alter_app(stack, "IDENTIFIED BY 'changed'")
-        noticed()
+        wait_for_503()
         stack.exec("db", "users.sh", "rotate")
 
 
@@ -169,9 +166,9 @@ def test_killed_healer_is_back_and_heals(stack: Stack) -> None:
 
 def test_killed_seeder_is_back_and_seeds(stack: Stack) -> None:
     stack.sql("TRUNCATE accounts")
-    lock_table(stack, 10)  # time enough to kill it
-    stack.compose("start", "seeder")
-    stack.on_host("seeder", "kill -KILL $pid")
+    with locked_table(stack):
+        stack.compose("start", "seeder")
+        stack.on_host("seeder", "kill -KILL $pid")
     until(lambda: stack.sql("SELECT COUNT(*) FROM accounts") == "100\n", "seeded")
     assert stack.inspect("seeder")["RestartCount"] == 1
 

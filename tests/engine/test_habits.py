@@ -4,7 +4,7 @@ import shutil
 import time
 from pathlib import Path
 
-from tests.documents import task
+from tests.documents import TASKS
 from tests.shell import run_command
 from tests.stack import Stack, docker
 from tools.waiting import until
@@ -47,7 +47,7 @@ def test_second_copy_lives_beside_the_first(stack: Stack, tmp_path: Path) -> Non
     source = shutil.copytree(stack.folder, tmp_path / "source")
     make_odd_clone(source, tmp_path / "clone")
     second = Stack(tmp_path / "cct", tmp_path / "clone")
-    commands = task("Run a second copy").replace("cct2", second.name)
+    commands = TASKS.commands("Run a second copy").replace("cct2", second.name)
     start, remove = commands.replace("5001", str(second.port)).splitlines()
     try:
         second.shell(start)
@@ -107,7 +107,7 @@ def test_folder_with_other_letters_is_built(tmp_path: Path) -> None:
     """docs/tasks.md uses the older builder of Compose."""
     stack = Stack(tmp_path / "Café")
     try:
-        stack.shell(task("Build in a folder with non-ASCII letters"))
+        stack.shell(TASKS.commands("Build in a folder with non-ASCII letters"))
     finally:
         stack.down()
 

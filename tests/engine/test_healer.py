@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import task
+from tests.documents import TASKS
 from tests.stack import Stack
 from tools.waiting import until
 
@@ -44,7 +44,7 @@ def test_healer_that_is_stopped_first_lets_app_stop(stack: Stack) -> None:
 
     A server that hangs takes 10 s to stop, so the restart and the stop overlap.
     """
-    stop = task("Stop and start").partition("docker compose up")[0]
+    stop = TASKS.commands("Stop and start").partition("docker compose up")[0]
     heals = stack.heals()
     stack.in_server("kill -STOP $pid")
     until(lambda: stack.heals() > heals, "restarting")

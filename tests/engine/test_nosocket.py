@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import Report
-from tests.documents import task
+from tests.documents import TASKS
 from tests.stack import Stack
 from tools.waiting import until
 
@@ -16,7 +16,7 @@ NOSOCKET = "docker-compose.yml:deploy/docker-compose.nosocket.yml"
 @pytest.fixture(scope="module")
 def nosocket(stack: Stack) -> Iterator[Stack]:
     """Yield the stack without a healer, as the commands of docs/tasks.md start it."""
-    stack.shell(task("Heal without the socket"))
+    stack.shell(TASKS.commands("Heal without the socket"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(stack.env, "COMPOSE_FILE", NOSOCKET)
         yield stack

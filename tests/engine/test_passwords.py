@@ -28,6 +28,7 @@ def test_each_step_of_a_rotation_leaves_a_good_password(stack: Stack) -> None:
     """After each SQL statement of `rotate`, both users can log in with the password of the file."""
     login = "mysql -h 127.0.0.1 -u $user -e 'SELECT 1' cct"
     check = f"for user in app seeder; do MYSQL_PWD=$(cat /run/secrets/$user/password) {login}; done"
+    # A function takes the place of as-root.sh: it checks the passwords after each statement.
     steps = f'as-root.sh() {{ command as-root.sh "$@" && {check}; }}; export -f as-root.sh'
     stack.exec("db", "bash", "-ec", f"{steps}; bash -x /usr/local/bin/users.sh rotate")
 

@@ -14,16 +14,16 @@ from contextlib import AbstractContextManager
 import pytest
 
 from tests.conftest import Report
-from tests.platforms.document import Document
+from tests.documents import Document
+from tests.platforms.load import GET, Outcome, load
 from tests.shell import run_command
-from tools.load import GET, Outcome, load
 from tools.waiting import free_port, get, until
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("CLUSTER") != "1", reason="needs a Kubernetes cluster: make cluster"
 )
 
-DOCUMENT = Document("docs/kubernetes.md")
+DOCUMENT = Document("docs/kubernetes.md", "sh")
 IMAGE = f"{os.environ.get('REGISTRY', '')}cct-app:{os.environ.get('TAG', 'latest')}"
 KUBECTL = "kubectl --namespace cct"
 CLIENT = "kubectl --namespace default exec --stdin cct-client --"

@@ -15,18 +15,18 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Report
-from tests.platforms.document import Document
+from tests.documents import Document
+from tests.platforms.load import GET, Outcome, load
 from tests.shell import run_command
 from tests.stack import docker, require_engine, start_mysql
 from tools import ROOT
-from tools.load import GET, Outcome, load
 from tools.waiting import free_port, until
 
 pytestmark = pytest.mark.timed
 
 Tasks = dict[str, dict[str, str]]  # what Swarm says about each task, by its id
 
-DOCUMENT = Document("docs/swarm.md")
+DOCUMENT = Document("docs/swarm.md", "sh")
 NAME = f"cct-swarm-{os.getpid()}"  # of the network, and the prefix of containers
 MANAGER = "node-1"
 DATA = "node-2"

@@ -1,0 +1,267 @@
+"""deploy/kubernetes.yml: schemas, agreement with other files, and rights."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from run import SHUTDOWN_TIMEOUT
+from settings import Settings
+from tests.documents import Document
+from tests.manifest import (
+    FILE,
+    OBJECTS,
+    Object,
+    container,
+    environment,
+    pod,
+    read_objects,
+    spec,
+    template,
+)
+from tests.shell import run_command
+from tools import ROOT
+
+DOCUMENT = Document("docs/kubernetes.md", "sh")
+LABEL = "app.kubernetes.io/name"
+PODS = ("db", "seeder", "app")
+OLDEST = 30  # Kubernetes 1.30
+VERSIONS = [
+    version
+    for version in sorted(kubernetes_validate.utils.all_versions())
+    if int(version.split(".")[1]) >= OLDEST
+]
+DNS = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
+
+
+def settings(variables: Object) -> Object:
+    """Return the settings of a program, with a fixed password instead of the password file."""
+    texts = {name: str(value) for name, value in variables.items()}
+    return vars(Settings(texts | {"DB_PASSWORD_FILE": "", "DB_PASSWORD": "x"}))
+
+
+def compose_services() -> Object:
+    """Return the services of docker-compose.yml, with the defaults of its variables."""
+    text = (ROOT / "docker-compose.yml").read_text()
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+    text = text.replace("${COMPOSE_PROJECT_NAME}", "cct")
+    services: Object = yaml.safe_load(text)["services"]
+    return services
+
+
+COMPOSE = compose_services()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_file_is_valid_in_each_version_of_kubernetes(version: str) -> None:
+    for item in OBJECTS.values():
+        kubernetes_validate.validate(item, version, strict=True)
+
+
+def test_file_names_the_oldest_kubernetes() -> None:
+    assert f"Kubernetes 1.{OLDEST} or newer" in FILE.read_text()
+    assert VERSIONS[0].startswith(f"1.{OLDEST}.")
+
+
+def test_programs_have_the_same_settings_as_under_compose() -> None:
+    compose_seeder = settings(COMPOSE["seeder"]["environment"])
+    compose_app = settings(COMPOSE["app"]["environment"])
+    app = {"allowed_hosts": "*", "drain": 5.0, "port": 8080}
+    assert settings(environment("seeder")) == compose_seeder | {"seed_wait": 300.0}
+    assert settings(environment("app")) == compose_app | app
+    assert environment("db") == COMPOSE["db"]["environment"]
+
+
+def test_each_variable_is_a_setting() -> None:
+    names = {name.upper() for name in settings(environment("app"))}
+    assert environment("seeder").keys() <= names
+    assert environment("app").keys() <= names
+
+
+def test_ports_are_those_of_the_settings() -> None:
+    app = settings(environment("app"))
+    assert spec("Service", app["db_host"])["ports"] == [{"port": app["db_port"]}]
+    assert container("db")["ports"] == [{"containerPort": app["db_port"]}]
+    assert spec("Service", "app")["ports"] == [{"port": 80, "targetPort": "http"}]
+    assert container("app")["ports"] == [{"name": "http", "containerPort": app["port"]}]
+
+
+def test_secret_of_the_document_has_the_passwords_of_the_pods() -> None:
+    commands = DOCUMENT.commands("Apply the file")
+    assert "create secret generic users " in commands
+    keys: set[str] = set()
+    for name in PODS:
+        for volume in pod(name)["volumes"]:
+            if "secret" in volume:
+                assert volume["secret"]["secretName"] == "users"
+                keys.update(item["key"] for item in volume["secret"]["items"])
+    assert keys == set(re.findall(r"--from-file=(\w+)=", commands))
+
+
+def test_selectors_mean_the_pods_of_the_same_name() -> None:
+    for name in PODS:
+        assert template(name)["metadata"]["labels"] == {LABEL: name}
+    for kind, name in (
+        ("StatefulSet", "db"),
+        ("Deployment", "app"),
+        ("PodDisruptionBudget", "app"),
+    ):
+        assert spec(kind, name)["selector"] == {"matchLabels": {LABEL: name}}
+    for name in ("db", "app"):
+        assert spec("Service", name)["selector"] == {LABEL: name}
+    [spread] = pod("app")["topologySpreadConstraints"]
+    assert spread["labelSelector"] == {"matchLabels": {LABEL: "app"}}
+
+
+def test_all_objects_are_in_the_restricted_namespace() -> None:
+    namespace = OBJECTS["Namespace", "cct"]["metadata"]
+    assert namespace["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for kind, name in OBJECTS.keys() - {("Namespace", "cct")}:
+        assert OBJECTS[kind, name]["metadata"]["namespace"] == "cct"
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_pods_have_few_rights(name: str) -> None:
+    assert pod(name)["automountServiceAccountToken"] is False
+    assert pod(name)["securityContext"]["runAsNonRoot"] is True
+    assert pod(name)["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container(name)["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+    assert not pod(name).keys() & {"hostNetwork", "hostPID", "hostIPC", "initContainers"}
+    for volume in pod(name)["volumes"]:
+        assert volume.keys() <= {"name", "emptyDir", "secret"}
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_pods_have_the_memory_of_compose(name: str) -> None:
+    resources = container(name)["resources"]
+    memory = resources["limits"]["memory"].removesuffix("i").lower()
+    assert memory == COMPOSE[name]["mem_limit"]
+    assert resources["requests"].keys() == {"cpu", "memory"}
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_pods_run_the_images_of_compose(name: str) -> None:
+    assert "build" in COMPOSE[name]
+    assert container(name)["image"] == f"cct-{name}:latest"
+    assert container(name)["imagePullPolicy"] == "IfNotPresent"  # kind loads it by hand
+    assert pod(name)["enableServiceLinks"] is False  # else DB_PORT is a URL
+
+
+def test_images_have_a_user_with_a_number() -> None:
+    """The kubelet accepts only a number as a proof that the user is not root."""
+    users = re.findall(r"^USER (.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert users == ["10001:10001", "10001:10001"]  # seeder and app
+    assert pod("db")["securityContext"]["runAsUser"] == 999
+
+
+def test_policies_open_db_only_to_seeder_and_app() -> None:
+    seeder = {"podSelector": {"matchLabels": {LABEL: "seeder"}}}
+    app = {"podSelector": {"matchLabels": {LABEL: "app"}}}
+    db = {"podSelector": {"matchLabels": {LABEL: "db"}}}
+    mysql = [{"port": 3306, "protocol": "TCP"}]
+    http = [{"port": "http", "protocol": "TCP"}]
+    clients = [{"key": LABEL, "operator": "In", "values": ["seeder", "app"]}]
+    policies = {name: spec(kind, name) for kind, name in OBJECTS if kind == "NetworkPolicy"}
+    assert policies == {
+        "default-deny": {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]},
+        "db": {
+            **db,
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": [seeder, app], "ports": mysql}],
+        },
+        "app": {**app, "policyTypes": ["Ingress"], "ingress": [{"ports": http}]},
+        "clients-of-db": {
+            "podSelector": {"matchExpressions": clients},
+            "policyTypes": ["Egress"],
+            "egress": [{"to": [db], "ports": mysql}, DNS],
+        },
+    }
+
+
+def test_pod_leaves_the_service_before_it_is_restarted() -> None:
+    """Kubernetes acts on the third failure of a probe. Readiness must get there before liveness."""
+    app = container("app")
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert app[probe]["httpGet"]["path"] == "/health"
+    unready = 3 * app["readinessProbe"]["periodSeconds"]
+    earliest_restart = 2 * app["livenessProbe"]["periodSeconds"]
+    assert unready < earliest_restart
+
+
+def test_updates_spare_the_old_pods() -> None:
+    app = spec("Deployment", "app")
+    assert app["replicas"] == 3
+    assert app["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0}}
+    assert app["progressDeadlineSeconds"] <= 120
+    assert spec("PodDisruptionBudget", "app")["maxUnavailable"] == 1
+
+
+def test_server_has_the_time_that_a_stop_takes() -> None:
+    stop = settings(environment("app"))["drain"] + 2 * SHUTDOWN_TIMEOUT
+    assert pod("app")["terminationGracePeriodSeconds"] > stop
+
+
+def test_database_has_a_day_to_start() -> None:
+    probe = container("db")["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 24 * 60 * 60
+
+
+def print_manifest(**variables: str) -> str:
+    """Return the output of the document's function `manifest`."""
+    script = DOCUMENT.commands("Name the images") + "manifest"
+    clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return run_command("bash", "-ec", script, env=clean | variables)
+
+
+def test_manifest_prints_the_file_with_other_images() -> None:
+    text = print_manifest(REGISTRY="registry.example.com/", TAG="1.0.1", DB_TAG="1.0.0")
+    assert re.findall("image: (.*)", text) == [
+        "registry.example.com/cct-db:1.0.0",
+        "registry.example.com/cct-seeder:1.0.1",
+        "registry.example.com/cct-app:1.0.1",
+    ]
+    assert print_manifest() == FILE.read_text()
+
+
+def test_update_of_the_app_leaves_the_database_alone() -> None:
+    before = read_objects(print_manifest(TAG="1.0.0", DB_TAG="1.0.0"))
+    after = read_objects(print_manifest(TAG="1.0.1", DB_TAG="1.0.0"))
+    changed = {key for key in before if before[key] != after[key]}
+    assert changed == {("Job", "seeder"), ("Deployment", "app")}
+
+
+def test_update_deletes_the_job_before_it_applies_the_file() -> None:
+    """Kubernetes lets nobody change a Job."""
+    update = DOCUMENT.commands("Update").splitlines()
+    assert update[0] == "kubectl --namespace cct delete job seeder --ignore-not-found"
+    assert update[1] == "manifest | kubectl apply -f -"
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="needs kubectl")
+def test_documented_kustomization_has_another_database(tmp_path: Path) -> None:
+    kustomization = re.search("```yaml\n(.*?)```", DOCUMENT.text, re.DOTALL)
+    assert kustomization
+    (tmp_path / "kustomization.yml").write_text(kustomization[1])
+    shutil.copytree(FILE.parent, tmp_path / "deploy")
+    text = run_command("kubectl", "kustomize", str(tmp_path))
+    objects = read_objects(text)
+    for item in objects.values():
+        kubernetes_validate.validate(item, VERSIONS[-1], strict=True)
+    assert objects.keys() == {(kind, name) for kind, name in OBJECTS if name != "db"}
+    other = settings(environment("app") | objects["ConfigMap", "database"]["data"])
+    assert other["db_host"] == "mysql.example.com"
+    assert other["db_port"] == 3307
+    assert other["db_tls"] == "verify-identity"
+    allowed = {
+        "to": [{"ipBlock": {"cidr": "203.0.113.7/32"}}],
+        "ports": [{"port": 3307, "protocol": "TCP"}],
+    }
+    assert objects["NetworkPolicy", "clients-of-db"]["spec"]["egress"] == [allowed, DNS]
