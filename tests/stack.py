@@ -172,6 +172,17 @@ class Stack:
         login = "MYSQL_PWD=$(cat /run/secrets/app/password) mysql -h 127.0.0.1 -u app"
         return self.exec("db", "sh", "-c", f'{login} -Ne "$1" cct', "sh", statement)
 
+    @contextmanager
+    def locked_table(self) -> Iterator[None]:
+        """Lock the table until the end of the context."""
+        lock = "LOCK TABLES accounts WRITE; DO SLEEP(600)"
+        mysql = ("as-root.sh", "mysql", "-e", lock, "cct")
+        self.docker("exec", "--detach", self.container("db"), *mysql)
+        select = "SELECT id FROM information_schema.processlist WHERE info = 'DO SLEEP(600)'"
+        connection = until(lambda: self.sql(select), "locked")
+        yield
+        self.sql(f"KILL {connection}")
+
     def end_app_connections(self) -> None:
         """End the connections of the server to the database."""
         select = "SELECT id FROM information_schema.processlist WHERE user = 'app'"

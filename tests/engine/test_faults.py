@@ -1,8 +1,8 @@
-"""Faults of the real stack, most under a steady load: what clients see, how it recovers."""
+"""Faults of the server, the healer, the seeder and the disk: the stack recovers by itself."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,113 +11,6 @@ from tests.conftest import Report
 from tests.engine.clients import load
 from tests.stack import Stack, docker, running_stack
 from tools.waiting import until
-
-pytestmark = pytest.mark.timed
-
-SLOWEST = 2.5  # seconds for an answer: DB_TIMEOUT, and half a second
-BACK = 2.5  # seconds after the database is healthy
-
-
-@contextmanager
-def database_fault(stack: Stack, report: Report) -> Iterator[Callable[[], object]]:
-    """Run clients while a test causes and ends a fault of the database; then assert what they saw.
-
-    Yield a function that waits for a 503. No answer may take longer than DB_TIMEOUT, with a
-    tolerance of half a second. Pages must be back soon after the database. The server must stay
-    healthy, and must not be restarted.
-    """
-    started = stack.started()
-    with load(stack, 503) as clients:
-        began = time.monotonic()
-        yield lambda: clients.wait_for(503, began)
-        stack.wait_until_healthy("db")
-        healthy = time.monotonic()
-        back = clients.wait_for(200, healthy, BACK).ended - healthy
-        assert clients.pages_since(began, 503)
-    slowest = max(page.ended - page.began for page in clients.pages)
-    report(f"slowest answer {slowest:.2f} s, back {back:.1f} s after the database is healthy")
-    assert slowest <= SLOWEST
-    assert stack.started() == started
-    assert stack.inspect("app")["State"]["Health"]["FailingStreak"] == 0
-
-
-def test_database_stopped(stack: Stack, report: Report) -> None:
-    with database_fault(stack, report) as wait_for_503:
-        stack.compose("stop", "db")
-        wait_for_503()
-        stack.compose("start", "db")
-
-
-def test_database_killed(stack: Stack, report: Report) -> None:
-    with database_fault(stack, report) as wait_for_503:
-        stack.on_host("db", "kill -KILL $pid")
-        wait_for_503()
-
-
-def test_database_paused(stack: Stack, report: Report) -> None:
-    with database_fault(stack, report) as wait_for_503:
-        stack.compose("pause", "db")
-        wait_for_503()
-        stack.compose("unpause", "db")
-
-
-def test_database_cut_off(stack: Stack, report: Report) -> None:
-    network = f"{stack.name}_database"
-    with database_fault(stack, report) as wait_for_503:
-        docker("network", "disconnect", network, stack.container("app"))
-        wait_for_503()
-        docker("network", "connect", network, stack.container("app"))
-
-
-def test_database_restarted(stack: Stack, report: Report) -> None:
-    with database_fault(stack, report):
-        stack.compose("restart", "db")
-
-
-def alter_app(stack: Stack, change: str) -> None:
-    """Change the user app in the database, and end the server's connections."""
-    stack.sql(f"ALTER USER app {change}")
-    with suppress(AssertionError):
-        stack.sql_as_app("DO 0")  # with MAX_CONNECTIONS_PER_HOUR 1, this is the one login
-    stack.end_app_connections()
-
-
-def test_database_out_of_connections(stack: Stack, report: Report) -> None:
-    with database_fault(stack, report) as wait_for_503:
-        alter_app(stack, "WITH MAX_CONNECTIONS_PER_HOUR 1")
-        wait_for_503()
-        alter_app(stack, "WITH MAX_CONNECTIONS_PER_HOUR 0")
-
-
-@contextmanager
-def locked_table(stack: Stack) -> Iterator[None]:
-    """Lock the table until the end of the context."""
-    statement = "LOCK TABLES accounts WRITE; DO SLEEP(600)"
-    mysql = ("as-root.sh", "mysql", "-e", statement, "cct")
-    docker("exec", "--detach", stack.container("db"), *mysql)
-    select = "SELECT id FROM information_schema.processlist WHERE info = 'DO SLEEP(600)'"
-    connection = until(lambda: stack.sql(select), "locked")
-    yield
-    stack.sql(f"KILL {connection}")
-
-
-def test_database_table_locked(stack: Stack, report: Report) -> None:
-    with database_fault(stack, report) as wait_for_503, locked_table(stack):
-        wait_for_503()
-
-
-def test_database_without_the_table(stack: Stack, report: Report) -> None:
-    with database_fault(stack, report) as wait_for_503:
-        stack.sql("RENAME TABLE accounts TO gone")
-        wait_for_503()
-        stack.sql("RENAME TABLE gone TO accounts")
-
-
-def test_database_with_another_password(stack: Stack, report: Report) -> None:
-    with database_fault(stack, report) as wait_for_503:
-        alter_app(stack, "IDENTIFIED BY 'changed'")
-        wait_for_503()
-        stack.exec("db", "users.sh", "rotate")
 
 
 @contextmanager
@@ -166,7 +59,7 @@ def test_killed_healer_is_back_and_heals(stack: Stack) -> None:
 
 def test_killed_seeder_is_back_and_seeds(stack: Stack) -> None:
     stack.sql("TRUNCATE accounts")
-    with locked_table(stack):
+    with stack.locked_table():
         stack.compose("start", "seeder")
         stack.on_host("seeder", "kill -KILL $pid")
     until(lambda: stack.sql("SELECT COUNT(*) FROM accounts") == "100\n", "seeded")
