@@ -39,6 +39,10 @@ class Outcome:
     failures: dict[str, int] = field(default_factory=dict)  # by kind
 
 
+class RequestsFailed(AssertionError):
+    """Requests failed in a way that is not allowed. The argument has the failures by kind."""
+
+
 @contextmanager
 def load(
     container: list[str],
@@ -50,7 +54,7 @@ def load(
     """Keep the app busy until the end of the context. Then the outcome is complete.
 
     `container` is the command that runs a program in the container. Failures whose text
-    contains `may_fail` are allowed. Raise AssertionError for any other failure.
+    contains `may_fail` are allowed. Raise RequestsFailed for any other failure.
     """
     outcome = Outcome()
     program = [*container, "python", "-c", Path(__file__).read_text(), host]
@@ -66,7 +70,8 @@ def load(
     failed = sum(outcome.failures.values())
     report(f"{event}: {seconds:.1f} s, {failed} of {answered + failed} requests failed")
     unexpected = [kind for kind in outcome.failures if may_fail not in kind]
-    assert not unexpected, f"requests failed: {outcome.failures}"
+    if unexpected:
+        raise RequestsFailed(outcome.failures)
 
 
 class Clients:

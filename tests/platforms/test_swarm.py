@@ -7,16 +7,18 @@ by DNS.
 
 import json
 import os
+import re
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Report
 from tests.documents import Document
-from tests.platforms.load import GET, Outcome, load
+from tests.platforms.load import GET, Outcome, RequestsFailed, load
 from tests.shell import run_command
 from tests.stack import docker, require_engine, start_mysql
 from tools import ROOT
@@ -126,14 +128,30 @@ def account_ids(app: str) -> list[int]:
     return [account["id"] for account in accounts]
 
 
-def busy(
-    app: str, report: Report, event: str, may_fail: str = "nothing"
-) -> AbstractContextManager[Outcome]:
+@contextmanager
+def busy(app: str, report: Report, event: str, may_fail: str = "nothing") -> Iterator[Outcome]:
     """Keep the app busy until the end of the context.
 
-    Raise AssertionError if a request fails in another way than `may_fail`. "" allows all ways.
+    Raise RequestsFailed if a request fails in another way than `may_fail`, and the engine is not
+    to blame. "" allows all ways.
     """
-    return load(["docker", *CLIENT], app, report, event, may_fail)
+    began = time.time()
+    try:
+        with load(["docker", *CLIENT], app, report, event, may_fail) as outcome:
+            yield outcome
+    except RequestsFailed:
+        if not engine_restored_an_address(began):
+            raise
+        report(f"{event}: the engine restored the address of a replica that was leaving")
+
+
+def engine_restored_an_address(since: float) -> bool:
+    """Return whether the client's node put a leaving replica back into its DNS.
+
+    This is a defect of Engine 28: see "Measured" in docs/swarm.md.
+    """
+    log = run_command("sh", "-c", f"docker logs --since {since:.0f} {NAME}-{MANAGER} 2>&1")
+    return re.search("addServiceBinding .* possible transient state", log) is not None
 
 
 @pytest.fixture(scope="module")
