@@ -114,6 +114,7 @@ class PrivateDatabase:
         """Freeze the server in the context: it accepts connections, but never answers."""
         assert self.process
         self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)  # all its threads have stopped
         try:
             yield
         finally:
