@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Report
 from tests.engine.clients import load
-from tests.stack import Stack, docker, running_stack
+from tests.stack import Stack, running_stack
 from tools.waiting import until
 
 
@@ -45,8 +45,9 @@ def test_server_frozen(stack: Stack, report: Report) -> None:
 def test_server_out_of_memory(stack: Stack, report: Report) -> None:
     """A program uses all memory of the container, and the kernel kills the server."""
     with server_fault(stack, report):
-        stack.in_server("echo 1000 >/proc/$pid/oom_score_adj")
-        docker("exec", "--detach", stack.container("app"), "python", "-c", "b'x' * 10**9")
+        server_goes_first = "echo 1000 >/proc/$pid/oom_score_adj"
+        use_all = """python -c 'b"x" * 10**9'"""
+        stack.in_server(f"{server_goes_first}; {use_all}")
 
 
 def test_killed_healer_is_back_and_heals(stack: Stack) -> None:

@@ -27,7 +27,7 @@ def test_whole_heal_is_shown(
     page.screenshot(path=pictures / "page.png")
 
     page.get_by_role("button", name="Make unhealthy").click()
-    expect(page.get_by_text("probe 2 failed")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("probe 2 failed")).to_be_visible()
     page.screenshot(path=pictures / "unhealthy.png")
     page.reload()
     expect(page.get_by_text(HEALED)).to_be_visible(timeout=60_000)

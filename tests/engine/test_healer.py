@@ -25,7 +25,7 @@ def test_healer_without_an_engine_says_so(
     monkeypatch.setitem(stack.env, "DOCKER_SOCKET", str(dead))
     try:
         with pytest.raises(AssertionError, match=r"autoheal-1 (is unhealthy|exited)"):
-            stack.compose("up", "-d", "--wait")
+            stack.up()
         sentence = r"The healer cannot reach the engine: see docs/tasks.md#[\w-]+\n"
         assert re.search(sentence, stack.logs("autoheal"))
     finally:

@@ -25,7 +25,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """Yield a machine whose stack is open to the network (APP_ADDRESS=0.0.0.0)."""
     with running_machine(tmp_path_factory.mktemp("machine") / "cct") as machine:
         machine.start_engine(*OPTIONS)
-        machine.compose("up", "-d", "--wait")
+        machine.up()
         yield machine
 
 
