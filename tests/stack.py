@@ -64,8 +64,8 @@ class Stack:
         require_engine()
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*NOT_COPIED))
         self.folder = folder
-        self.name = f"cct-test-{free_port()}"
         self.port = free_port()
+        self.name = f"cct-test-{self.port}"
         names = {"COMPOSE_PROJECT_NAME": self.name, "APP_PORT": str(self.port)}
         self.env = os.environ | names | settings
 

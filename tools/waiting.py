@@ -1,12 +1,18 @@
 """Wait for a condition, find a free port, make a GET request."""
 
+import random
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
+from itertools import count
 from typing import TypeVar
 
 T = TypeVar("T")
+
+# Clients get ports above this range. Processes begin at random, so two rarely try the same port.
+PORTS = count(random.randrange(20_000, 29_000))
 
 
 def until(condition: Callable[[], T], description: str, seconds: float = 60) -> T:
@@ -28,10 +34,11 @@ def until(condition: Callable[[], T], description: str, seconds: float = 60) -> 
 
 def free_port() -> int:
     """Return a free TCP port of 127.0.0.1."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    while True:
+        port = next(PORTS)
+        with suppress(OSError):
+            socket.create_server(("127.0.0.1", port)).close()
+            return port
 
 
 def get(port: int, path: str = "/", timeout: float = 10, **headers: str) -> tuple[int, str]:
