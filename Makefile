@@ -12,14 +12,13 @@ ifdef TESTS
 else
 	@rm -f $(SUMMARY)
 	$(RUN)pytest --numprocesses 3 $(SIDE_BY_SIDE) tests/files tests/app
-	$(RUN)pytest tests/*/test_overload.py
-	$(RUN)pytest --numprocesses 4 $(SIDE_BY_SIDE) -m "not timed" tests/engine tests/platforms
-	$(RUN)pytest --numprocesses 2 $(SIDE_BY_SIDE) -m timed tests/engine tests/platforms
+	$(RUN)pytest --numprocesses 4 $(SIDE_BY_SIDE) tests/engine tests/platforms
+	$(RUN)pytest -m timed
 	@cat $(SUMMARY)
 endif
 export SUMMARY = .venv/summary
 # A worker runs a whole file. By default, files with few tests come last, but these run long.
-SIDE_BY_SIDE = --dist loadfile --no-loadscope-reorder --ignore-glob '*/test_overload.py'
+SIDE_BY_SIDE = --dist loadfile --no-loadscope-reorder -m "not timed"
 
 check: .venv ## format, lint, types, schemas
 	$(RUN)ruff format --check

@@ -180,8 +180,10 @@ class Stack:
         self.docker("exec", "--detach", self.container("db"), *mysql)
         select = "SELECT id FROM information_schema.processlist WHERE info = 'DO SLEEP(600)'"
         connection = until(lambda: self.sql(select), "locked")
-        yield
-        self.sql(f"KILL {connection}")
+        try:
+            yield
+        finally:
+            self.sql(f"KILL {connection}")
 
     def end_app_connections(self) -> None:
         """End the connections of the server to the database."""

@@ -100,6 +100,15 @@ class PrivateDatabase:
             self.process.terminate()
             self.process.wait()
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stop the server for the time of the context."""
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
+
     def env(self, user: str) -> dict[str, str]:
         """Return the settings for a program that logs in as this user."""
         return {

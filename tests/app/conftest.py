@@ -65,8 +65,9 @@ class ServerProcess:
         return get(self.port, path, timeout, **headers)
 
     def lines(self) -> list[str]:
-        """Return the lines of the log without their times."""
-        return [line.partition(" UTC ")[2] or line for line in self.log.read_text().splitlines()]
+        """Return the complete lines of the log without their times."""
+        complete, _, _ = self.log.read_text().rpartition("\n")
+        return [line.partition(" UTC ")[2] or line for line in complete.splitlines()]
 
     def events(self) -> list[str]:
         """Return the lines of the log without the access log."""

@@ -54,21 +54,21 @@ def start_with_unread_timeout(start_server: StartServer, seconds: int) -> Server
 
 @linux
 def test_clients_that_never_read_are_cut_off(start_server: StartServer) -> None:
-    server = start_with_unread_timeout(start_server, 2)
+    server = start_with_unread_timeout(start_server, 3)
     with connections(server, 20, buffer=8192) as deaf:
         for client in deaf:
             client.sendall(PAGE * (MAX_AHEAD + 1))
         until(lambda: sum(server.unread_bytes()) > 20 * 50_000, "full of unread pages")
         server.assert_serving()
-        until(lambda: server.unread_bytes() == [], "cut off", 6)
+        until(lambda: server.unread_bytes() == [], "cut off", 10)
 
 
 @linux
 def test_unread_answer_of_a_closed_connection_is_dropped(start_server: StartServer) -> None:
     """The server has closed the connection. The kernel still has the answer."""
-    server = start_with_unread_timeout(start_server, 1)
+    server = start_with_unread_timeout(start_server, 3)
     with connections(server, 20, buffer=2048) as deaf:
         for client in deaf:
             client.sendall(LAST_PAGE)
         until(lambda: sum(server.unread_bytes()) > 20 * 5_000, "full of unread pages")
-        until(lambda: server.unread_bytes() == [], "dropped", 6)
+        until(lambda: server.unread_bytes() == [], "dropped", 10)

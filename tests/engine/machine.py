@@ -7,8 +7,6 @@ from pathlib import Path
 from tests.stack import Stack, docker
 from tools.waiting import free_port, until
 
-HEALER = "willfarrell/autoheal:1.2.0"
-
 
 class Machine(Stack):
     """A stack in a container with its own engine. Images are built outside, and loaded there."""
@@ -30,7 +28,8 @@ class Machine(Stack):
         """Make the images, and start the machine. Its engine is not started yet."""
         docker("compose", "build", cwd=self.folder, env=self.here)
         docker("compose", "pull", "--policy", "missing", "autoheal", cwd=self.folder, env=self.here)
-        docker("save", "--output", f"{self.folder}/images.tar", *self.images(), HEALER)
+        images = docker("compose", "config", "--images", cwd=self.folder, env=self.here).split()
+        docker("save", "--output", f"{self.folder}/images.tar", *images)
         run = ("run", "--detach", "--init", "--privileged", "--env=DOCKER_TLS_CERTDIR=")
         sleep = ("--entrypoint=sleep", "docker:28-dind", "infinity")
         docker(*run, f"--name={self.name}", f"--hostname={self.name}", *self.ports, *sleep)

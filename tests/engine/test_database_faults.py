@@ -22,7 +22,7 @@ def database_fault(stack: Stack, report: Report) -> Iterator[Callable[[], object
 
     Yield a function that waits for a 503. No answer may take longer than DB_TIMEOUT, with a
     tolerance of half a second. Pages must be back soon after the database. The server must stay
-    healthy, and must not be restarted.
+    healthy, answer /health within a second, and must not be restarted.
     """
     started = stack.started()
     with load(stack, 503) as clients:
@@ -35,6 +35,7 @@ def database_fault(stack: Stack, report: Report) -> Iterator[Callable[[], object
     slowest = max(page.ended - page.began for page in clients.pages)
     report(f"slowest answer {slowest:.2f} s, back {back:.1f} s after the database is healthy")
     assert slowest <= SLOWEST
+    assert max(health.ended - health.began for health in clients.healths) < 1
     assert stack.started() == started
     assert stack.inspect("app")["State"]["Health"]["FailingStreak"] == 0
 

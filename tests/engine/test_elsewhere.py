@@ -1,6 +1,8 @@
 """A database elsewhere: commands of docs/tasks.md, and mistakes."""
 
 import shutil
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,17 @@ import pytest
 from tests.documents import TASKS
 from tests.stack import Stack, docker, gateway, start_mysql
 from tools import ROOT
-from tools.waiting import free_port
+from tools.waiting import free_port, until
 
 EXTERNAL = "docker-compose.yml:deploy/docker-compose.external.yml"
 SERVICES = "docker compose ps --all --services"
+
+
+def listens(host: str, port: int) -> bool:
+    """Return whether a server accepts connections."""
+    with suppress(OSError), socket.create_connection((host, port)):
+        return True
+    return False
 
 
 def test_database_elsewhere_is_used_and_left_again(
@@ -20,16 +29,17 @@ def test_database_elsewhere_is_used_and_left_again(
     """The commands of docs/tasks.md move a running stack there. `down` and `up` move it back."""
     accounts = stack.page()["accounts"]
     host = gateway()
-    port = str(free_port())
+    port = free_port()
     name = f"{stack.name}-elsewhere"
     options = (f"--bind-address={host}", f"--port={port}", "--mysqlx=0")
     passwords = stack.folder / "passwords"
     passwords.mkdir()
     go = TASKS.commands("Use a database elsewhere").replace("mysql.example.com", host)
-    go = go.replace("3307", port).replace("verify-identity", "required")
+    go = go.replace("3307", str(port)).replace("verify-identity", "required")
     monkeypatch.setitem(stack.env, "SEED_ACCOUNTS", "7")
     try:
         start_mysql(name, f"{stack.name}-db", passwords, "--network=host", *options)
+        until(lambda: listens(host, port), "started", 240)
         stack.shell(go)
         assert len(stack.page()["accounts"]) == 7
         services = stack.shell(f"export COMPOSE_FILE={EXTERNAL} DB_HOST={host}; {SERVICES}")

@@ -20,7 +20,7 @@ def kill_in(stack: Stack, state: str) -> None:
     """Kill db as soon as its data has a file or folder with this name. Wait for its restart."""
     started = stack.started("db")
     wait = f"until test -e /proc/$pid/root/var/lib/mysql/{state}; do sleep 0.02; done"
-    stack.on_host("db", f"export pid; timeout 60 sh -c '{wait}' && kill -KILL $pid")
+    stack.on_host("db", f"export pid; timeout 240 sh -c '{wait}' && kill -KILL $pid")
     until(lambda: stack.started("db") != started, "restarted")
 
 

@@ -47,8 +47,8 @@ def test_second_copy_lives_beside_the_first(stack: Stack, tmp_path: Path) -> Non
     source = shutil.copytree(stack.folder, tmp_path / "source")
     make_odd_clone(source, tmp_path / "clone")
     second = Stack(tmp_path / "cct", tmp_path / "clone")
-    commands = TASKS.commands("Run a second copy").replace("cct2", second.name)
-    start, remove = commands.replace("5001", str(second.port)).splitlines()
+    commands = TASKS.commands("Run a second copy").replace("5001", str(second.port))
+    start, remove = commands.replace("cct2", second.name).splitlines()
     try:
         second.shell(start)
         second.sql("UPDATE accounts SET name = 'second' WHERE id = 1")
@@ -78,9 +78,7 @@ def test_stop_right_after_the_start_needs_no_kill(stack: Stack) -> None:
     for seconds in (0, 0.1, 0.2, 0.3):
         stack.docker("start", app)
         time.sleep(seconds)  # a moment of its start
-        began = time.monotonic()
         stack.docker("stop", "--time=10", app)
-        assert time.monotonic() - began < 8
         assert stack.inspect("app")["State"]["ExitCode"] in (0, 143)  # SIGTERM, not SIGKILL
     stack.up()
 

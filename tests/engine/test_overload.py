@@ -1,10 +1,14 @@
-"""Overload of the real stack. Run this test alone: it needs two cores."""
+"""Overload of the real stack."""
 
 import time
+
+import pytest
 
 from tests.app.attacks import attacked, pipeline
 from tests.stack import Stack
 from tools.waiting import get, until
+
+pytestmark = pytest.mark.timed
 
 
 def test_pipelining_does_not_make_app_unhealthy(stack: Stack) -> None:

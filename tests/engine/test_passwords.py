@@ -48,6 +48,7 @@ def test_emptied_password_volume_is_named(stack: Stack) -> None:
 
     bring_back = f"echo {password} >/volume/password; chmod 444 /volume/password"
     docker("run", "--rm", f"--volume={volume}:/volume", "mysql:9.7", "sh", "-c", bring_back)
+    stack.wait_until_healthy("db")  # between two restarts, db is unhealthy, and `up` fails
     stack.up()
     assert len(stack.page()["accounts"]) == 50
 

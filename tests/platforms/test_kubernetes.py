@@ -110,8 +110,8 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]
 
 def test_database_is_ready_with_the_rights_of_its_pod(containers: Containers) -> None:
     assert containers.exec("db", "id", "--user") == "999\n"
-    assert containers.passes("readinessProbe")
-    assert containers.passes("livenessProbe")
+    until(lambda: containers.passes("readinessProbe"), "ready")
+    until(lambda: containers.passes("livenessProbe"), "alive")
 
 
 @pytest.mark.parametrize("user", ["999", "0"])
@@ -143,16 +143,16 @@ def test_idle_connections_to_the_database_stay_alive(containers: Containers) -> 
 def test_database_that_refuses_is_alive_but_not_ready(containers: Containers) -> None:
     containers.sql("ALTER USER app ACCOUNT LOCK")
     assert not containers.passes("readinessProbe")
-    assert containers.passes("livenessProbe")
+    until(lambda: containers.passes("livenessProbe"), "alive")
     containers.sql("ALTER USER app ACCOUNT UNLOCK")
-    assert containers.passes("readinessProbe")
+    until(lambda: containers.passes("readinessProbe"), "ready")
 
 
 def test_database_that_hangs_is_not_alive(containers: Containers) -> None:
     docker("kill", "--signal=STOP", f"{containers.name}-db")
     assert not containers.passes("livenessProbe")
     docker("kill", "--signal=CONT", f"{containers.name}-db")
-    assert containers.passes("livenessProbe")
+    until(lambda: containers.passes("livenessProbe"), "alive")
 
 
 def test_killed_database_starts_again(containers: Containers) -> None:

@@ -139,8 +139,9 @@ def busy(app: str, report: Report, event: str, may_fail: str = "nothing") -> Ite
     try:
         with load(["docker", *CLIENT], app, report, event, may_fail) as outcome:
             yield outcome
-    except RequestsFailed:
-        if not engine_restored_an_address(began):
+    except RequestsFailed as failed:
+        had_wrong_status = "AssertionError" in str(failed)
+        if had_wrong_status or not engine_restored_an_address(began):
             raise
         report(f"{event}: the engine restored the address of a replica that was leaving")
 
@@ -240,7 +241,7 @@ def test_unhealthy_replica_is_replaced_without_a_failure(app: str, report: Repor
         get(app, "/make-unhealthy")
         until(lambda: settled().keys() - before.keys(), "replaced", 120)
     assert len(settled().keys() & before.keys()) == 2
-    assert len(outcome.answers) >= 3  # each replica takes its part
+    assert len(outcome.answers) >= 3  # containers
 
 
 def test_update_fails_no_request(app: str, report: Report) -> None:
@@ -267,7 +268,8 @@ def test_update_that_is_never_healthy_is_rolled_back(app: str, report: Report) -
         on(MANAGER, f"docker service update --quiet {sick} cct_app")
         until(settled, "settled")
     assert images_of_the_app() == {f"{PULL}cct-app:1"}
-    assert on(MANAGER, DOCUMENT.commands("see how an update went")) == "rollback_completed"
+    state = DOCUMENT.commands("see how an update went")
+    until(lambda: on(MANAGER, state) == "rollback_completed", "rolled back")
 
 
 def test_users_sh_refuses_to_rotate(app: str) -> None:
