@@ -5,7 +5,7 @@ RUN = .venv/bin/
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
 
-test: .venv ## all tests but those of a cluster, or a part: make test TESTS=tests/app
+test: .venv ## all tests but those of a cluster; only some: make test TESTS=tests/app
 	@tools/require.sh database
 ifdef TESTS
 	$(RUN)pytest $(TESTS)
@@ -17,7 +17,8 @@ else
 	@cat $(SUMMARY)
 endif
 export SUMMARY = .venv/summary
-# A worker runs a whole file. By default, files with few tests come last, but these run long.
+# A worker runs a whole file, in the order of the names. By default, files with few tests come last,
+# but here such files run long.
 SIDE_BY_SIDE = --dist loadfile --no-loadscope-reorder -m "not timed"
 
 check: .venv ## format, lint, types, schemas

@@ -28,7 +28,10 @@ def report(record_property: Callable[[str, object], None]) -> Report:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Fail a test that is skipped for a reason that the pattern MAY_SKIP does not allow."""
+    """Fail a skipped test if its reason does not match the pattern MAY_SKIP.
+
+    Without MAY_SKIP, every reason is allowed.
+    """
     report = yield
     may_skip = os.environ.get("MAY_SKIP", "")
     if report.skipped and not re.search(may_skip, reason(report)):
@@ -45,7 +48,7 @@ def reason(report: pytest.TestReport) -> str:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the figures, how long the run took, and the skipped tests with their reasons.
 
-    Append the summary to the file SUMMARY. `make test` shows that file after its last run.
+    Append the summary to the file SUMMARY. If all runs pass, `make test` shows that file.
     """
     terminalreporter.section("figures")
     skipped = Counter[str]()  # by file and reason

@@ -131,7 +131,7 @@ class Stack:
         until(lambda: self.started() != started, "restarted")
         self.wait_until_healthy()
 
-    def heals(self) -> int:
+    def count_heals(self) -> int:
         """Return how often the healer has found app unhealthy, by its log."""
         found = rf"/{self.container('app')} \(\w+\) found to be unhealthy"
         return len(re.findall(found, self.logs("autoheal")))
@@ -157,7 +157,7 @@ class Stack:
     def in_server(self, command: str) -> None:
         """Run a shell command in the container of app. `$pid` is the server's process.
 
-        Do not wait for its end: it may end the container.
+        Return before the command has ended, because it may end the container.
         """
         child_of_init = "read pid </proc/1/task/1/children"
         shell = ("sh", "-c", f"{child_of_init}; {command}")

@@ -11,15 +11,16 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Clients get ports above this range. Processes begin at random, so two rarely try the same port.
+# The kernel gives clients other ports, from 32768. Each process begins at random, so two rarely try
+# the same port.
 PORTS = count(random.randrange(20_000, 29_000))
 
 
 def until(condition: Callable[[], T], description: str, seconds: float = 60) -> T:
     """Wait for a condition, and return its first true result.
 
-    Raise AssertionError if the condition is still false after `seconds`. After a slow check,
-    the pause is longer, up to a second, to leave the processor to others.
+    Raise AssertionError "not <description> within 60 s" if the condition is still false then. After
+    a slow check, the pause is longer, up to a second, to leave the processor to others.
     """
     deadline = time.monotonic() + seconds
     while True:

@@ -99,8 +99,8 @@ class ServerProcess:
                 unread.append(int(queues.partition(":")[0], 16))
         return unread
 
-    def stop(self) -> None:
-        """Kill the server."""
+    def kill(self) -> None:
+        """Kill the server, and wait for its end."""
         self.process.kill()
         self.process.wait()
 
@@ -163,7 +163,7 @@ def start_server(database: PrivateDatabase, tmp_path: Path) -> Iterator[StartSer
             **settings: str,
         ) -> ServerProcess:
             server = ServerProcess(database.env("app") | settings, log, limit, program)
-            servers.callback(server.stop)
+            servers.callback(server.kill)
             server.wait_for("listening on")
             return server
 

@@ -1,4 +1,4 @@
-"""Overload: other clients do not notice it."""
+"""Overload: other clients do not notice it, or get a 503 in time."""
 
 import time
 
@@ -108,7 +108,7 @@ def test_nobody_notices_a_load(server: ServerProcess, report: Report) -> None:
     assert_nobody_noticed(server, report, slowest)
 
 
-# Too many pages
+# A 503 in time
 
 
 def get_in_time(server: ServerProcess, path: str) -> tuple[int, str]:

@@ -106,7 +106,7 @@ def test_button_without_a_server_says_no_answer(
     server: ServerProcess, start_server: StartServer, open_page: OpenPage
 ) -> None:
     page = open_page(server.port)
-    server.stop()
+    server.kill()
     page.get_by_role("button").click()
     expect(page.get_by_role("listitem")).to_have_text(["no answer"])
     page.get_by_role("button").click()
@@ -148,7 +148,7 @@ def test_button_that_was_turned_off_says_so(
     server: ServerProcess, start_server: StartServer, open_page: OpenPage
 ) -> None:
     page = open_page(server.port)
-    server.stop()
+    server.kill()
     start_server(PORT=str(server.port), MAKE_UNHEALTHY="off")
     page.get_by_role("button").click()
     expect(page.get_by_role("listitem")).to_have_text(

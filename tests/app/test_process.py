@@ -81,7 +81,7 @@ async def test_sigterm_lets_the_request_in_flight_finish(
         await asyncio.to_thread(until, is_in_flight, "in flight")
         server.process.terminate()
         await asyncio.to_thread(server.wait_for, "stopping")
-        server.process.terminate()
+        server.process.terminate()  # a second signal changes nothing
         await asyncio.sleep(0.5)  # a server that does not wait would cut the request off now
         await cursor.execute("UNLOCK TABLES")
     status, page = await request
@@ -161,7 +161,7 @@ def test_sigterm_ends_the_server_while_dns_hangs(
     assert "never retrieved" not in server.log.read_text()
 
 
-# Connections that never send
+# Idle connections
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /hea", HALF_A_REQUEST, REQUEST, REQUEST * 2 + b"GE"])
@@ -209,7 +209,7 @@ def test_probe_tells_the_health(server: ServerProcess) -> None:
 
 
 def test_probe_says_that_there_is_no_answer(server: ServerProcess) -> None:
-    server.stop()
+    server.kill()
     code, output = run("probe.py", {"PORT": str(server.port)})
     assert code == 1
     assert output.startswith("no answer: ")

@@ -175,7 +175,7 @@ def test_seeder_killed_at_any_moment_leaves_all_rows_or_none(
     """The next seeder adds rows only to an empty table, so a partly filled table would stay so."""
     seconds = 0.0
     count = 1
-    while count == 1:  # until a seeder ends before it is killed
+    while count == 1:  # the killed seeder left no row, so the next one wrote its own
         process = start(empty_database, SEED_ACCOUNTS="20000")
         wait_until_connected(process, empty_database)
         time.sleep(seconds)
@@ -274,7 +274,7 @@ def memory(process: subprocess.Popen[str]) -> int:
 
 
 def test_memory_does_not_grow_with_the_accounts(empty_database: PrivateDatabase) -> None:
-    """At the end, SIGTERM stops the seeder with one line."""
+    """The seeder would need minutes. SIGTERM stops it."""
     process = start(empty_database, SEED_ACCOUNTS="100000000", SEED_WAIT="2")
     assert process.stdout
     pages: list[int] = []
@@ -285,4 +285,4 @@ def test_memory_does_not_grow_with_the_accounts(empty_database: PrivateDatabase)
     process.terminate()
     assert process.communicate(timeout=60)[0].endswith("Stopped.\n")
     assert process.returncode == 1
-    assert pages[-1] < pages[0] + 1024
+    assert pages[-1] < pages[0] + 1024  # 4 MiB

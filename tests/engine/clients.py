@@ -50,13 +50,13 @@ class Clients:
         for client in clients:
             client.result()  # raises what ended it
 
-    def pages_since(self, moment: float, status: int) -> list[Answer]:
-        """Return the pages with this status whose requests began later than `moment`."""
+    def pages_since(self, status: int, moment: float) -> list[Answer]:
+        """Return the answers with this status whose requests began later than `moment`."""
         return [page for page in self.pages if page.began > moment and page.status == status]
 
     def wait_for(self, status: int, moment: float, seconds: float = 60) -> Answer:
-        """Wait for a page with this status whose request began later than `moment`."""
-        pages = until(lambda: self.pages_since(moment, status), f"a {status}", seconds)
+        """Wait for an answer with this status whose request began later than `moment`."""
+        pages = until(lambda: self.pages_since(status, moment), f"a {status}", seconds)
         return pages[0]
 
 

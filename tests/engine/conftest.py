@@ -9,7 +9,7 @@ from tests.stack import Stack, running_stack
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Yield a running stack, one for each process.
+    """Yield a running stack, one for each worker of pytest.
 
     The test files use the stack in any order. Each test leaves it healthy, with accounts, and with
     its original settings.

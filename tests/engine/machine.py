@@ -1,4 +1,4 @@
-"""A machine for tests: a container with an engine that can be restarted."""
+"""A machine for tests: a container whose engine can be restarted."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

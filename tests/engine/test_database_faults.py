@@ -31,7 +31,7 @@ def database_fault(stack: Stack, report: Report) -> Iterator[Callable[[], object
         stack.wait_until_healthy("db")
         healthy = time.monotonic()
         back = clients.wait_for(200, healthy, BACK).ended - healthy
-        assert clients.pages_since(began, 503)
+        assert clients.pages_since(503, began)
     slowest = max(page.ended - page.began for page in clients.pages)
     report(f"slowest answer {slowest:.2f} s, back {back:.1f} s after the database is healthy")
     assert slowest <= SLOWEST

@@ -45,9 +45,9 @@ def test_healer_that_is_stopped_first_lets_app_stop(stack: Stack) -> None:
     A server that hangs takes 10 s to stop, so the restart and the stop overlap.
     """
     stop = TASKS.commands("Stop and start").partition("docker compose up")[0]
-    heals = stack.heals()
+    heals = stack.count_heals()
     stack.in_server("kill -STOP $pid")
-    until(lambda: stack.heals() > heals, "restarting")
+    until(lambda: stack.count_heals() > heals, "restarting")
     stack.shell(stop)
     end = time.monotonic() + PAUSE
     while time.monotonic() < end:

@@ -132,8 +132,8 @@ def account_ids(app: str) -> list[int]:
 def busy(app: str, report: Report, event: str, may_fail: str = "nothing") -> Iterator[Outcome]:
     """Keep the app busy until the end of the context.
 
-    Raise RequestsFailed if a request fails in another way than `may_fail`, and the engine is not
-    to blame. "" allows all ways.
+    Raise RequestsFailed for a failure whose text does not contain `may_fail`, unless the engine
+    caused the failure. Every text contains "".
     """
     began = time.time()
     try:
