@@ -4,16 +4,12 @@ import random
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
-from itertools import count
 from typing import TypeVar
 
 T = TypeVar("T")
 
-# The kernel gives clients other ports, from 32768. Each process begins at random, so two rarely try
-# the same port.
-PORTS = count(random.randrange(20_000, 29_000))
+RESERVATIONS: list[socket.socket] = []
 
 
 def until(condition: Callable[[], T], description: str, seconds: float = 60) -> T:
@@ -34,12 +30,21 @@ def until(condition: Callable[[], T], description: str, seconds: float = 60) -> 
 
 
 def free_port() -> int:
-    """Return a free TCP port of 127.0.0.1."""
+    """Return a TCP port of 127.0.0.1 that is free, and that no other process gets from here.
+
+    A UDP socket with the same number is the reservation. It lasts until this process ends.
+    """
     while True:
-        port = next(PORTS)
-        with suppress(OSError):
+        port = random.randrange(20_000, 30_000)  # the kernel gives clients ports from 32768
+        reservation = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            reservation.bind(("127.0.0.1", port))
             socket.create_server(("127.0.0.1", port)).close()
-            return port
+        except OSError:
+            reservation.close()
+            continue
+        RESERVATIONS.append(reservation)
+        return port
 
 
 def get(port: int, path: str = "/", timeout: float = 10, **headers: str) -> tuple[int, str]:
