@@ -118,7 +118,7 @@ def test_password_file_that_goes_bad_is_a_503_in_time(
     elif kind == "gigabyte":
         make_large(file)
 
-    status, page = server.get()
+    status, page = server.get("/", 2)
     assert status == 503
     assert "The database does not answer. Try again in a few seconds." in page
     assert server.get("/health", 2) == (200, "healthy\n")

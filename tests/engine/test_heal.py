@@ -13,7 +13,8 @@ from tests.stack import Stack
 from tools.waiting import until
 
 HEALED = re.compile(r"^healthy again after \d+\.\d s$")
-RETRIES = 3  # in the Dockerfile
+START_PROBES = 5  # in the Dockerfile: a start period of 5 s with a probe each second
+RETRIES = 3
 
 
 def test_whole_heal_is_shown(
@@ -69,3 +70,5 @@ def test_flag_right_after_the_start_is_healed(stack: Stack) -> None:
     stack.compose("up", "-d", "--force-recreate", "--no-deps", "app")
     until(lambda: stack.get("/make-unhealthy")[0] == 200, "unhealthy")
     stack.wait_for_heal(stack.started())
+    failed = stack.logs("app").count("'/health' 503")
+    assert RETRIES <= failed < 2 * (START_PROBES + RETRIES)

@@ -84,6 +84,10 @@ class Containers:
             return False
         return True
 
+    def wait_for(self, kind: str, seconds: float = 60) -> None:
+        """Wait until a probe of db passes."""
+        until(lambda: self.passes(kind), f"passing {kind}", seconds)
+
     def remove(self) -> None:
         """Remove the containers, images and the volume."""
         for name in ("app", "db"):
@@ -101,7 +105,7 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]
     started = Containers(folder)
     try:
         started.start_db()
-        until(lambda: started.passes("startupProbe"), "started", 240)
+        started.wait_for("startupProbe", 240)
         started.start_app()
         yield started
     finally:
@@ -110,8 +114,8 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]
 
 def test_database_is_ready_with_the_rights_of_its_pod(containers: Containers) -> None:
     assert containers.exec("db", "id", "--user") == "999\n"
-    until(lambda: containers.passes("readinessProbe"), "ready")
-    until(lambda: containers.passes("livenessProbe"), "alive")
+    containers.wait_for("readinessProbe")
+    containers.wait_for("livenessProbe")
 
 
 @pytest.mark.parametrize("user", ["999", "0"])
@@ -143,21 +147,21 @@ def test_idle_connections_to_the_database_stay_alive(containers: Containers) -> 
 def test_database_that_refuses_is_alive_but_not_ready(containers: Containers) -> None:
     containers.sql("ALTER USER app ACCOUNT LOCK")
     assert not containers.passes("readinessProbe")
-    until(lambda: containers.passes("livenessProbe"), "alive")
+    containers.wait_for("livenessProbe")
     containers.sql("ALTER USER app ACCOUNT UNLOCK")
-    until(lambda: containers.passes("readinessProbe"), "ready")
+    containers.wait_for("readinessProbe")
 
 
 def test_database_that_hangs_is_not_alive(containers: Containers) -> None:
     docker("kill", "--signal=STOP", f"{containers.name}-db")
     assert not containers.passes("livenessProbe")
     docker("kill", "--signal=CONT", f"{containers.name}-db")
-    until(lambda: containers.passes("livenessProbe"), "alive")
+    containers.wait_for("livenessProbe")
 
 
 def test_killed_database_starts_again(containers: Containers) -> None:
     containers.sql("CREATE TABLE cct.marks (id INT)")
     docker("kill", f"{containers.name}-db")
     docker("start", f"{containers.name}-db")
-    until(lambda: containers.passes("startupProbe"), "started", 240)
+    containers.wait_for("startupProbe", 240)
     assert containers.sql("SHOW TABLES FROM cct") == "marks\n"
