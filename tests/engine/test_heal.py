@@ -18,8 +18,8 @@ START_PROBES = 5  # in the Dockerfile: a start period of 5 s with a probe each s
 RETRIES = 3
 
 
-# Alone, because each start of a container changes the network of the machine. Chromium then may end
-# a request with ERR_NETWORK_CHANGED, and the page says "no answer".
+# Each start of a container changes the network of the machine. Chromium may then end a request with
+# ERR_NETWORK_CHANGED, and the page says "no answer".
 @pytest.mark.timed
 def test_whole_heal_is_shown(
     stack: Stack, open_page: OpenPage, tmp_path: Path, report: Report
