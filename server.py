@@ -1,91 +1,133 @@
-"""The web application of cct: a page of accounts, and the health that the engine watches.
+"""The web server of cct: a page of accounts, and a flag that makes the server unhealthy.
 
-A request passes `guard`, then one of the handlers that `make_app` registers. Handlers that need
-accounts wait in `Database.page`. aiohttp itself answers 400 (a malformed request), 417 (an unknown
-Expect) and 500 (a mistake in a handler).
+`main`, at the end, starts the process. Each request passes `guard`, and then one of the handlers
+that `make_app` lists. A handler that needs accounts awaits `Accounts.page`, the only way to the
+database.
 """
 
 import asyncio
 import html
 import ipaddress
 import json
-import logging
 import os
 import re
+import resource
+import signal
 import socket
+import sys
 import time
-from base64 import b64encode
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from string import Template
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import asyncmy
 from aiohttp import web
+from aiohttp.abc import AbstractAccessLogger
 from aiohttp.typedefs import Handler
+from asyncmy.errors import MySQLError
 
-from database import MAX_ID, Account, Database, Page, ReadError
-from run import run
-from server_log import utc_time
-from settings import Settings
+from settings import TIME_FORMAT, Settings
 
-log = logging.getLogger("cct")
+# The flag, and what else the process remembers
 
-
-# The health flag: why the server is unhealthy, empty while it is healthy. Only a restart clears it.
-unhealthy_reason = ""
-failed_probes = 0  # probes that failed since the flag was set, for the page
+unhealthy_reason = ""  # why the server is unhealthy, empty while healthy. Only a restart clears it.
+failed_probes = 0  # since the flag was set
+last_probe: float | None = None  # time.monotonic() of the last probe, failed or not
 stopping = False  # True after SIGTERM: /ready refuses, each response closes its connection
+log_lines: list[str] = []  # wait to be written, see the process
+
+
+def log_line(text: str) -> None:
+    """Add a line to the log."""
+    log_lines.append(f"{utc_time()} {text}\n")
+
+
+def utc_time() -> str:
+    """Return the current time as text."""
+    return time.strftime(TIME_FORMAT, time.gmtime())
+
 
 CONTAINER = socket.gethostname()
-STARTED = utc_time(int(time.time()))
+STARTED = utc_time()
 
 
-def csp_hash(source: str) -> str:
-    """Return the hash that lets a browser use this style or script, and no other."""
-    digest = b64encode(sha256(source.encode()).digest())
-    return f"'sha256-{digest.decode()}'"
+class State(NamedTuple):
+    """What the page shows beside the accounts, and the answer of /state."""
+
+    container: str
+    started: str
+    reason: str  # why the server is unhealthy, empty while healthy
+    failed_probes: int
+    probe_age: int | None  # seconds since the last probe
+    error: str  # why the accounts cannot be read, empty if they can
 
 
+def current_state(error: str) -> State:
+    """Return the state of the server, with this error of the database."""
+    age = None if last_probe is None else int(time.monotonic() - last_probe)
+    return State(CONTAINER, STARTED, unhealthy_reason, failed_probes, age, error)
+
+
+# The page
+
+PAGE_SIZE = 50
 FILES = Path(__file__).with_name("page")
-STYLE = (FILES / "page.css").read_text()
-SCRIPT = (FILES / "page.js").read_text()
-ICON = (FILES / "icon.svg").read_text()
 TEMPLATE = Template((FILES / "page.html").read_text())  # a literal $ is $$ there
-# The assets are inside the page: replicas of two versions never mix their files.
-ASSETS = f"""<link rel="icon" href="data:image/svg+xml;base64,{b64encode(ICON.encode()).decode()}">
-<style>{STYLE}</style>
-<script type="module">{SCRIPT}</script>"""
-BUTTON = '<form method="post" action="/make-unhealthy"><button>Make unhealthy</button></form>'
-NO_PAGE = Page()  # one object for all errors: the caches below compare pages by identity
+ERROR_TEMPLATE = Template((FILES / "error.html").read_text())
+BUTTON = '<form method="post" action="make-unhealthy"><button>Make unhealthy</button></form>'
+REFRESH = '<noscript><meta http-equiv="refresh" content="5"></noscript>'
+
+
+class Account(NamedTuple):
+    """One row of the table."""
+
+    id: int
+    name: str
+    email: str
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity, see make_page
+class Page:
+    """Up to PAGE_SIZE accounts, or why they cannot be read."""
+
+    after: int = 0  # the accounts have greater ids
+    accounts: tuple[Account, ...] = ()
+    next: int | None = None  # the `after` of the next page, None for the last page
+    error: str = ""  # a sentence for people, empty if the accounts were read
+    detail: str = ""  # of the error, for /ready and the log
 
 
 @lru_cache(maxsize=64)
-def render_html(page: Page, reason: str, button: str, error: str) -> bytes:
-    """Return a page for people. `error` says why the accounts cannot be read, or is empty."""
+def render_html(page: Page, state: State, button: str) -> str:
+    """Return a page for people."""
     return TEMPLATE.substitute(
-        title="No accounts" if error else "Accounts",
-        assets=ASSETS,
-        container=html.escape(CONTAINER),
-        started=STARTED,
-        state="unhealthy" if reason else "healthy",
-        health=html.escape(reason or "healthy"),
+        refresh=REFRESH if state.reason or page.error else "",
+        container=html.escape(state.container),
+        started=state.started,
+        health="unhealthy" if state.reason else "healthy",
+        reason=html.escape(state.reason),
+        probe="none yet" if state.probe_age is None else f"{state.probe_age} s ago",
+        database="no answer" if page.error else "answers",
         button=button,
-        message=error or describe(page),
+        message=page.error or describe(page),
         rows="\n".join(render_row(account) for account in page.accounts),
-        previous=render_link("prev", "Previous", page.previous),
-        next=render_link("next", "Next", page.next),
-    ).encode()
+        first='<a rel="first" href="./">First</a>' if page.after else "",
+        next="" if page.next is None else f'<a rel="next" href="./?after={page.next}">Next</a>',
+    )
 
 
 def describe(page: Page) -> str:
     """Return which accounts a page shows, or why it shows none."""
     if page.accounts:
         return f"Accounts from id {page.accounts[0].id} to id {page.accounts[-1].id}"
-    if page.previous is None:  # the first page
-        return "There are no accounts yet. Run the seeder."
-    return "There are no accounts after this id."
+    if page.after:
+        return "There are no accounts after this id."
+    return "There are no accounts yet. Run the seeder."
 
 
 def render_row(account: Account) -> str:
@@ -95,95 +137,69 @@ def render_row(account: Account) -> str:
     return f'<tr><td>{account.id}</td><th scope="row">{name}</th><td>{email}</td></tr>'
 
 
-def render_link(relation: str, label: str, after: int | None) -> str:
-    """Return a link to the page after an id, empty if there is no such page."""
-    if after is None:
-        return ""
-    return f'<a rel="{relation}" href="/?after={after}">{label}</a>'
+# The paths
 
-
-@lru_cache(maxsize=64)
-def render_json(page: Page, reason: str, probes: int, error: str) -> bytes:
-    """Return a page for programs, or only the error."""
-    fields = {
-        "container": CONTAINER,
-        "started": STARTED,
-        "healthy": reason == "",
-        "health": reason or "healthy",
-        "failed_probes": probes,
-        "accounts": [account._asdict() for account in page.accounts],
-        "previous": page.previous,
-        "next": page.next,
-    }
-    content = {"error": error} if error else fields
-    return json.dumps(content, ensure_ascii=False).encode() + b"\n"
-
-
-HEADERS = {"Cache-Control": "no-store", "Server": "cct", "X-Content-Type-Options": "nosniff"}
-TEXT_HEADERS = HEADERS | {"Content-Type": "text/plain; charset=utf-8"}
-JSON_HEADERS = HEADERS | {"Content-Type": "application/json"}
-HTML_HEADERS = HEADERS | {
-    "Content-Type": "text/html; charset=utf-8",
-    "Content-Security-Policy": (
-        f"default-src 'none'; style-src {csp_hash(STYLE)}; script-src {csp_hash(SCRIPT)}; "
-        "connect-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; "
-        "frame-ancestors 'none'"
-    ),
-}
-
-
-def make_response(body: bytes, headers: Mapping[str, str], status: int = 200) -> web.Response:
-    """Return a response. A 503 says when to try again."""
-    response = web.Response(body=body, headers=headers, status=status)
-    if status == 503:
-        response.headers["Retry-After"] = "2"  # seconds
-    if stopping:
-        response.force_close()  # the client's next request goes to another replica
-    return response
-
-
-def text_response(sentence: str, status: int = 200, **headers: str) -> web.Response:
-    """Return a line of plain text."""
-    return make_response(f"{sentence}\n".encode(), TEXT_HEADERS | headers, status)
-
-
-def refuse(sentence: str, status: int) -> web.Response:
-    """Return a line of plain text, and close the connection instead of reading more from it."""
-    response = text_response(sentence, status)
-    response.force_close()
-    return response
-
-
+MAX_ID = 2**63 - 1  # BIGINT
+MAX_COOKIES = 16_384  # bytes
 SETTINGS = web.AppKey("SETTINGS", Settings)
-DATABASE = web.AppKey("DATABASE", Database)
-SENTENCES = {
-    "no answer": "The database does not answer.",
-    "busy": "Too many pages are asked for at once.",
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+        "img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "Server": "cct",
+    "X-Content-Type-Options": "nosniff",
 }
-MAX_AHEAD = 8  # requests that may wait behind the current one (pipelining)
+
+
+def make_app(settings: Settings) -> web.Application:
+    """Return the application. It needs no database to start: the first request connects."""
+    app = web.Application(middlewares=[guard])
+    app[SETTINGS] = settings
+    app.cleanup_ctx.append(open_database)
+    app.on_response_prepare.append(complete)
+    app.router.add_get("/", show_accounts)
+    app.router.add_get("/health", show_health)
+    app.router.add_get("/ready", show_readiness)
+    app.router.add_get("/state", show_state)
+    app.router.add_static("/page", FILES)
+    if settings.make_unhealthy == "on":
+        app.router.add_get("/make-unhealthy", make_unhealthy, allow_head=False)
+        app.router.add_post("/make-unhealthy", make_unhealthy)
+    return app
 
 
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse bad requests before a handler sees them; tell the client why."""
+    """Refuse bad requests before a handler sees them. Give people a way back from an error."""
     # A client may send many requests at once (pipelining). Without this pause, aiohttp would answer
     # them all before other clients.
     await asyncio.sleep(0)
-    # aiohttp has no public name for the requests that wait behind this one.
-    if len(request.protocol._messages) > MAX_AHEAD:
-        return refuse("Wait for answers before you send more requests.", 429)
-    if not is_allowed(request.headers.get("Host", ""), request.app[SETTINGS].allowed_hosts):
-        return text_response("The server is not known by this name: see ALLOWED_HOSTS.", 421)
-    if request.body_exists:
-        return refuse("No request needs a body here.", 413)
     try:
+        check(request)
         return await handler(request)
-    except web.HTTPNotFound:
-        return text_response("There is nothing here. Try /, /health or /ready.", 404)
-    except web.HTTPMethodNotAllowed as error:
-        methods = sorted(error.allowed_methods)
-        sentence = f"{request.method} is not allowed here, but {' and '.join(methods)}."
-        return text_response(sentence, 405, Allow=", ".join(methods))
+    except web.HTTPException as error:
+        sentence = str(error.text)
+        error.text = f"{sentence}\n"
+        if is_browser(request):
+            # A proxy may serve the page below a path of its own, so all links are relative.
+            home = "../" * (request.path.count("/") - 1) or "./"
+            error.text = ERROR_TEMPLATE.substitute(sentence=html.escape(sentence), home=home)
+            error.content_type = "text/html"
+        raise
+
+
+def check(request: web.Request) -> None:
+    """Refuse a request that no handler may see."""
+    if not is_allowed(request.headers.get("Host", ""), request.app[SETTINGS].allowed_hosts):
+        sentence = "The server is not known by this name: see ALLOWED_HOSTS."
+        raise web.HTTPMisdirectedRequest(text=sentence)
+    if len(request.headers.get("Cookie", "")) > MAX_COOKIES:
+        sentence = "The browser sends too many cookies: delete the cookies of this address."
+        raise web.HTTPRequestHeaderFieldsTooLarge(text=sentence)
+    if request.body_exists:
+        raise web.HTTPRequestEntityTooLarge(0, 0, text="No request needs a body here.")
 
 
 @lru_cache(maxsize=64)
@@ -204,77 +220,100 @@ def is_allowed(host: str, names: str) -> bool:
     return True
 
 
+def is_browser(request: web.Request) -> bool:
+    """Return whether the client shows HTML."""
+    return "text/html" in request.headers.get("Accept", "")
+
+
+async def complete(request: web.Request, response: web.StreamResponse) -> None:
+    """Add the headers of every response. aiohttp calls this before it sends one."""
+    response.headers.update(HEADERS)
+    if response.status == 503:
+        response.headers["Retry-After"] = "2"  # seconds
+    if stopping:
+        response.force_close()  # the client's next request goes to another replica
+
+
+def text_response(sentence: str, status: int = 200) -> web.Response:
+    """Return a line of plain text."""
+    return web.Response(text=f"{sentence}\n", status=status)
+
+
+def json_response(fields: dict[str, Any], status: int = 200) -> web.Response:
+    """Return a line of JSON."""
+    text = json.dumps(fields, ensure_ascii=False)
+    return web.Response(text=f"{text}\n", content_type="application/json", status=status)
+
+
 async def show_accounts(request: web.Request) -> web.Response:
-    """Answer with a page of accounts, or with a 503 that says why they cannot be read."""
-    after = parse_after(request.query.getall("after", ["0"]))
-    if after is None:
-        return text_response(
-            f"after must be given once, as a whole number from 0 to {MAX_ID}.", 400
-        )
-    try:
-        page = await request.app[DATABASE].page(after)
-    except ReadError as failure:
-        sentence = SENTENCES.get(failure.kind, "The accounts cannot be read.")
-        return show_page(request, NO_PAGE, f"{sentence} Try again in a few seconds.")
-    return show_page(request, page, "")
+    """Answer with a page of accounts, or with a 503 that says why they cannot be read.
 
-
-def show_page(request: web.Request, page: Page, error: str) -> web.Response:
-    """Return a page as JSON if the client accepts JSON but not HTML, otherwise as HTML."""
-    status = 503 if error else 200
-    accept = request.headers.get("Accept", "")
-    if "application/json" in accept and "text/html" not in accept:
-        body = render_json(page, unhealthy_reason, failed_probes, error)
-        return make_response(body, JSON_HEADERS, status)
+    The page is JSON if the client accepts JSON, but not HTML.
+    """
+    page = await request.app[ACCOUNTS].page(parse_after(request))
+    state = current_state(page.error)
+    status = 503 if page.error else 200
+    if "application/json" in request.headers.get("Accept", "") and not is_browser(request):
+        accounts = [account._asdict() for account in page.accounts]
+        return json_response(state._asdict() | {"accounts": accounts, "next": page.next}, status)
     button = BUTTON if request.app[SETTINGS].make_unhealthy == "on" else ""
-    return make_response(render_html(page, unhealthy_reason, button, error), HTML_HEADERS, status)
+    text = render_html(page, state, button)
+    return web.Response(text=text, content_type="text/html", status=status)
 
 
-def parse_after(values: list[str]) -> int | None:
-    """Return the `after` of a query; None if it is invalid or given twice."""
-    if len(values) != 1 or not re.fullmatch("[0-9]{1,19}", values[0]):
-        return None
-    after = int(values[0])
-    return after if after <= MAX_ID else None
+def parse_after(request: web.Request) -> int:
+    """Parse `after`; return 0 if it is absent, refuse the request if it is invalid."""
+    values = request.query.getall("after", ["0"])
+    if len(values) == 1 and re.fullmatch("[0-9]{1,19}", values[0]) and int(values[0]) <= MAX_ID:
+        return int(values[0])
+    sentence = f"after must be given once, as a whole number from 0 to {MAX_ID}."
+    raise web.HTTPBadRequest(text=sentence)
 
 
 async def show_health(request: web.Request) -> web.Response:
     """Liveness: the flag. A restart would not repair the database, so the database is not asked."""
-    global failed_probes
-    if not unhealthy_reason:
-        return text_response("healthy")
+    global failed_probes, last_probe
     agent = request.headers.get("User-Agent", "")
-    if agent.startswith(("cct-probe", "kube-probe/")):  # probe.py, the kubelet
-        failed_probes += 1
-    return text_response(unhealthy_reason, 503)
+    if agent == "cct-probe" or agent.startswith("kube-probe/"):  # probe.py, the kubelet
+        last_probe = time.monotonic()
+        if unhealthy_reason:
+            failed_probes += 1
+    if unhealthy_reason:
+        return text_response(unhealthy_reason, 503)
+    return text_response("healthy")
 
 
 async def show_readiness(request: web.Request) -> web.Response:
     """Readiness: not stopping, no flag, and the first page can be read."""
-    if stopping:
-        return text_response("stopping", 503)
-    if unhealthy_reason:
-        return text_response(unhealthy_reason, 503)
-    try:
-        await request.app[DATABASE].page(0)
-    except ReadError as error:
-        return text_response(f"not ready: {error}", 503)
+    if stopping or unhealthy_reason:
+        return text_response(unhealthy_reason or "stopping", 503)
+    page = await request.app[ACCOUNTS].page(0)
+    if page.error:
+        return text_response(f"not ready: {page.error} {page.detail}", 503)
     return text_response("ready")
+
+
+async def show_state(request: web.Request) -> web.Response:
+    """Answer at once with the state. An open page asks for it every second."""
+    accounts = request.app[ACCOUNTS]
+    accounts.refresh()
+    return json_response(current_state(accounts.error)._asdict())
 
 
 async def make_unhealthy(request: web.Request) -> web.Response:
     """Set the health flag."""
     global unhealthy_reason
     if is_foreign(request):
-        return text_response(
-            "/make-unhealthy takes no requests from other sites. A proxy must forward Host.", 403
-        )
+        sentence = "/make-unhealthy takes no requests from other sites."
+        raise web.HTTPForbidden(text=f"{sentence} A proxy must forward Host, with the port.")
+    if "prefetch" in request.headers.get("Sec-Purpose", ""):
+        raise web.HTTPForbidden(text="/make-unhealthy takes no requests in advance.")
     if not unhealthy_reason:
-        cause = f"{request.method} /make-unhealthy from {request.remote}"
-        unhealthy_reason = f"unhealthy since {utc_time(int(time.time()))}: {cause}"
-        log.warning("made unhealthy by %s", cause)
-    if request.method == "POST" and "text/html" in request.headers.get("Accept", ""):
-        return text_response(unhealthy_reason, 303, Location="/")  # the form, without JavaScript
+        cause = f"{request.method} /make-unhealthy from {request.remote or 'unknown'}"
+        unhealthy_reason = f"unhealthy since {utc_time()}: {cause}"
+        log_line(f"made unhealthy by {cause}")
+    if is_browser(request):
+        raise web.HTTPSeeOther("./")  # the page
     return text_response(unhealthy_reason)
 
 
@@ -294,37 +333,252 @@ def is_foreign(request: web.Request) -> bool:
         return True
 
 
-def make_app(settings: Settings) -> web.Application:
-    """Return the application. It needs no database to start: the first request connects."""
-    app = web.Application(middlewares=[guard])
-    app[SETTINGS] = settings
-    app.cleanup_ctx.append(open_database)
-    app.router.add_get("/", show_accounts)
-    app.router.add_get("/health", show_health)
-    app.router.add_get("/ready", show_readiness)
-    if settings.make_unhealthy == "on":
-        app.router.add_get("/make-unhealthy", make_unhealthy, allow_head=False)
-        app.router.add_post("/make-unhealthy", make_unhealthy)
-    return app
+# The accounts
+
+# A range of the primary key, so a page costs the same at any size of the table. LEFT bounds the
+# memory that a page takes: a table made by hand may hold longer texts.
+QUERY = """
+SELECT id, LEFT(name, 254), LEFT(email, 254) FROM accounts WHERE id > %s ORDER BY id LIMIT %s
+"""
+POOL_SIZE = 2  # connections, so at most two queries at once: more were not faster
+MAX_IDLE = 60.0  # seconds; balancers forget an idle connection after four minutes or more
+
+Rows = tuple[tuple[Any, ...], ...]
+
+
+class Accounts:
+    """The accounts in the database. Requests that wait for the same page share one query."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.timeout = settings.db_timeout
+        self.pool = asyncmy.Pool(
+            minsize=0,
+            maxsize=POOL_SIZE,
+            pool_recycle=-1,  # off: it waits for the goodbye of a dead connection. See `connect`.
+            autocommit=True,  # each query sees the newest rows
+            stmt_cache_size=8,  # prepared statements
+            **settings.connect_arguments(),
+        )
+        # Reads queue here, first in, first out. The pool's own queue is not fair.
+        self.slots = asyncio.Semaphore(POOL_SIZE)
+        self.queued: dict[int, asyncio.Task[Page]] = {}  # reads whose query has not begun
+        self.began = 0.0  # when the last read began, on the loop's clock
+        self.error = ""  # of the last read, empty if it succeeded
+
+    async def page(self, after: int) -> Page:
+        """Return the accounts whose ids are greater than `after`, or the error, within DB_TIMEOUT.
+
+        A read is first queued: other requests may join it. Then its query begins, and nobody joins
+        any more. So no page is older than its request.
+        """
+        read = self.queued.get(after)
+        if read is None:
+            read = asyncio.create_task(self.read(after))
+            self.queued[after] = read
+        return await asyncio.shield(read)  # a request that is cut off ends nobody else's read
+
+    def refresh(self) -> None:
+        """Read the first page in the background if the last read began more than a second ago."""
+        if asyncio.get_running_loop().time() > self.began + 1:
+            self.refreshing = asyncio.create_task(self.page(0))
+
+    async def read(self, after: int) -> Page:
+        """Wait for a slot, query the database, and return the page or the error."""
+        self.began = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(self.timeout):
+                try:
+                    await self.slots.acquire()
+                finally:
+                    del self.queued[after]
+                try:
+                    page = make_page(after, await self.query(after))
+                finally:
+                    self.slots.release()
+        except (MySQLError, OSError, RuntimeError) as error:
+            # OSError: the network, the password file, and TimeoutError.
+            # RuntimeError: asyncmy could not log in without TLS.
+            page = explain(error)
+        self.note(page)
+        return page
+
+    async def query(self, after: int) -> Rows:
+        """Return the rows of QUERY, one more than a page if there is a next page."""
+        connection = await self.connect()
+        try:
+            async with connection.cursor() as cursor:
+                await cursor.execute(QUERY, (after, PAGE_SIZE + 1))
+                return tuple(await cursor.fetchall())
+        except BaseException:
+            connection.close()  # it may still hold a part of the answer
+            raise
+        finally:
+            self.pool.release(connection)
+
+    async def connect(self) -> asyncmy.Connection:
+        """Take a connection from the pool. Drop one that a balancer may have forgotten."""
+        while True:
+            connection = await self.pool.acquire()
+            if asyncio.get_running_loop().time() < connection.last_usage + MAX_IDLE:
+                return connection
+            connection.close()
+            self.pool.release(connection)
+
+    def note(self, page: Page) -> None:
+        """Remember the error of a read. Log an error that is new, and the end of errors."""
+        if page.error and page.error != self.error:
+            log_line(f"{page.error} {page.detail}")
+        if self.error and not page.error:
+            log_line("The accounts can be read again.")
+        self.error = page.error
+
+
+ACCOUNTS = web.AppKey("ACCOUNTS", Accounts)
 
 
 async def open_database(app: web.Application) -> AsyncIterator[None]:
-    """Create the database's pool at the start; close its connections at the stop."""
-    app[DATABASE] = Database(app[SETTINGS])
+    """Before `yield`, at the start: make the pool. After it, at the stop: close the connections."""
+    accounts = Accounts(app[SETTINGS])
+    app[ACCOUNTS] = accounts
     yield
-    await app[DATABASE].close()
+    accounts.pool.terminate()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            await accounts.pool.wait_closed()
 
 
-def begin_stopping() -> None:
-    """Make /ready refuse, and each response close its connection."""
+# Equal rows give the same Page. So the cache of render_html finds a page by its identity: it
+# compares no rows, and renders each page once.
+@lru_cache(maxsize=64)
+def make_page(after: int, rows: Rows) -> Page:
+    """Return the page for the rows of QUERY."""
+    accounts = tuple(Account(id, show(name), show(email)) for id, name, email in rows[:PAGE_SIZE])
+    return Page(after, accounts, accounts[-1].id if len(rows) > PAGE_SIZE else None)
+
+
+def show(value: object) -> str:
+    """Return a value of the table as text. NULL is empty; a table made by hand may hold bytes."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return "" if value is None else str(value)
+
+
+def explain(error: Exception) -> Page:
+    """Return the page for an error of the driver."""
+    detail = str(error.args[-1]) if error.args else "There was no answer in time."
+    if isinstance(error, MySQLError) and error.sqlstate:  # sent by the database
+        return Page(error="The accounts cannot be read.", detail=detail)
+    return Page(error="The database does not answer.", detail=detail)
+
+
+# The process
+
+# aiohttp waits twice 3 s for requests, and then cancels them. The database may take 1 s. So a stop
+# takes at most 8 s. Docker kills after 10 s.
+SHUTDOWN_TIMEOUT = 3.0  # seconds
+KEEP_ALIVE = 120.0  # seconds; proxies keep idle connections for less (nginx 60, Traefik 90)
+UNREAD_TIMEOUT = 10_000  # milliseconds until a client that does not read its answer is cut off
+RECEIVE_BUFFER = 16_384  # bytes; a client cannot make the server parse more in one go
+DESCRIPTORS = 8192
+QUIET = ("/health", "/ready", "/state", "/page/")  # only their failures are logged
+
+
+class AccessLog(AbstractAccessLogger):
+    """A line for each request. Python's own logging would cost more than the request."""
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, seconds: float) -> None:
+        """Log a request and how long its answer took."""
+        path = request.raw_path
+        if response.status < 400 and path.startswith(QUIET):
+            return
+        who = request.remote or "unknown"
+        log_line(f"{who} {request.method} {path[:200]!a} {response.status} {seconds:.4f} s")
+
+
+async def write_log() -> None:
+    """Write the log four times a second, until cancelled."""
+    while True:
+        await asyncio.sleep(0.25)
+        write_lines()
+
+
+def write_lines() -> None:
+    """Write the waiting lines to stdout. Lines that a full disk does not take are lost."""
+    text = "".join(log_lines)
+    log_lines.clear()
+    with suppress(OSError):
+        os.write(sys.stdout.fileno(), text.encode(errors="backslashreplace"))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket; exit with a message if the address cannot be used."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, dualstack_ipv6=host == "::")
+    except OSError as error:
+        raise SystemExit(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
+    # Connections inherit these two.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+    if sys.platform == "linux":
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_TIMEOUT)
+    return listener
+
+
+async def limit_connections(runner: web.AppRunner) -> None:
+    """Keep half of the file descriptors free for probes: close the oldest connections."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = min(hard, DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    closing: dict[web.RequestHandler, asyncio.Task[None]] = {}
+    while True:
+        connections = runner.server.connections if runner.server else []  # oldest first
+        closing = {connection: task for connection, task in closing.items() if not task.done()}
+        for connection in connections[: max(len(connections) - allowed // 2, 0)]:
+            if connection not in closing:
+                shutdown = connection.shutdown(SHUTDOWN_TIMEOUT)
+                closing[connection] = asyncio.create_task(shutdown)
+        await asyncio.sleep(0.25)
+
+
+async def serve(settings: Settings) -> None:
+    """Start, wait for SIGTERM or SIGINT, drain, stop."""
     global stopping
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    log_line(f"{CONTAINER} starts")
+    runner = web.AppRunner(
+        make_app(settings),
+        access_log_class=AccessLog,
+        auto_decompress=False,  # a megabyte of zipped zeros would block the loop for a second
+        keepalive_timeout=KEEP_ALIVE,  # also for a connection that sends no complete request
+        lingering_time=0,  # the rest of a refused body is not read
+        max_field_size=2 * MAX_COOKIES,  # so that `check` can tell people about their cookies
+        max_headers=32,
+        shutdown_timeout=SHUTDOWN_TIMEOUT,
+    )
+    await runner.setup()
+    await web.SockSite(runner, listen(settings.host, settings.port), backlog=4096).start()
+    log_line(f"listening on {settings.host}:{settings.port}")
+    helpers = [asyncio.create_task(write_log()), asyncio.create_task(limit_connections(runner))]
+
+    await stop.wait()
     stopping = True
+    log_line("stopping")
+    await asyncio.sleep(settings.drain)  # clients still come: they do not know yet
+    for helper in helpers:
+        helper.cancel()
+    await runner.cleanup()
+    log_line("stopped")
 
 
 def main() -> None:
     """Run the server until SIGTERM or SIGINT; exit with a message if it cannot start."""
     settings = Settings(os.environ)
-    run(make_app(settings), settings, on_stop=begin_stopping)
+    try:
+        asyncio.run(serve(settings))
+    finally:
+        write_lines()
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 import asyncmy
 from asyncmy.cursors import Cursor
 
-from database import Rows
 from settings import Settings
 from tools import ROOT
 from tools.waiting import free_port
 
 T = TypeVar("T")
+Rows = tuple[tuple[Any, ...], ...]
 
 CERTIFICATE = (
     "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout key.pem -out cert.pem "
