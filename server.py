@@ -44,16 +44,17 @@ log_lines: list[str] = []  # wait to be written, see the process
 
 def log_line(text: str) -> None:
     """Add a line to the log."""
-    log_lines.append(f"{utc_time()} {text}\n")
+    log_lines.append(f"{utc_time(int(time.time()))} {text}\n")
 
 
-def utc_time() -> str:
-    """Return the current time as text."""
-    return time.strftime(TIME_FORMAT, time.gmtime())
+@lru_cache(maxsize=1)  # many lines have the same second
+def utc_time(seconds: int) -> str:
+    """Return a time of time.time() as text."""
+    return time.strftime(TIME_FORMAT, time.gmtime(seconds))
 
 
 CONTAINER = socket.gethostname()
-STARTED = utc_time()
+STARTED = utc_time(int(time.time()))
 
 
 class State(NamedTuple):
@@ -103,7 +104,7 @@ class Page:
 
 
 @lru_cache(maxsize=64)
-def render_html(page: Page, state: State, button: str) -> str:
+def render_html(page: Page, state: State, button: str) -> bytes:
     """Return a page for people."""
     return TEMPLATE.substitute(
         refresh=REFRESH if state.reason or page.error else "",
@@ -118,7 +119,7 @@ def render_html(page: Page, state: State, button: str) -> str:
         rows="\n".join(render_row(account) for account in page.accounts),
         first='<a rel="first" href="./">First</a>' if page.after else "",
         next="" if page.next is None else f'<a rel="next" href="./?after={page.next}">Next</a>',
-    )
+    ).encode()
 
 
 def describe(page: Page) -> str:
@@ -151,6 +152,7 @@ HEADERS = {
     "Server": "cct",
     "X-Content-Type-Options": "nosniff",
 }
+HTML = {"Content-Type": "text/html; charset=utf-8"}
 
 
 def make_app(settings: Settings) -> web.Application:
@@ -158,7 +160,6 @@ def make_app(settings: Settings) -> web.Application:
     app = web.Application(middlewares=[guard])
     app[SETTINGS] = settings
     app.cleanup_ctx.append(open_database)
-    app.on_response_prepare.append(complete)
     app.router.add_get("/", show_accounts)
     app.router.add_get("/health", show_health)
     app.router.add_get("/ready", show_readiness)
@@ -178,16 +179,13 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     await asyncio.sleep(0)
     try:
         check(request)
-        return await handler(request)
+        response = await handler(request)
     except web.HTTPException as error:
-        sentence = str(error.text)
-        error.text = f"{sentence}\n"
-        if is_browser(request):
-            # A proxy may serve the page below a path of its own, so all links are relative.
-            home = "../" * (request.path.count("/") - 1) or "./"
-            error.text = ERROR_TEMPLATE.substitute(sentence=html.escape(sentence), home=home)
-            error.content_type = "text/html"
+        lead_back(request, error)
+        complete(error)
         raise
+    complete(response)
+    return response
 
 
 def check(request: web.Request) -> None:
@@ -225,8 +223,19 @@ def is_browser(request: web.Request) -> bool:
     return "text/html" in request.headers.get("Accept", "")
 
 
-async def complete(request: web.Request, response: web.StreamResponse) -> None:
-    """Add the headers of every response. aiohttp calls this before it sends one."""
+def lead_back(request: web.Request, error: web.HTTPException) -> None:
+    """End the sentence of an error. For a browser, make it a page with a link to the accounts."""
+    sentence = str(error.text)
+    error.text = f"{sentence}\n"
+    if is_browser(request):
+        # A proxy may serve the page below a path of its own, so all links are relative.
+        home = "../" * (request.path.count("/") - 1) or "./"
+        error.text = ERROR_TEMPLATE.substitute(sentence=html.escape(sentence), home=home)
+        error.content_type = "text/html"
+
+
+def complete(response: web.StreamResponse) -> None:
+    """Add the headers of every response."""
     response.headers.update(HEADERS)
     if response.status == 503:
         response.headers["Retry-After"] = "2"  # seconds
@@ -257,8 +266,8 @@ async def show_accounts(request: web.Request) -> web.Response:
         accounts = [account._asdict() for account in page.accounts]
         return json_response(state._asdict() | {"accounts": accounts, "next": page.next}, status)
     button = BUTTON if request.app[SETTINGS].make_unhealthy == "on" else ""
-    text = render_html(page, state, button)
-    return web.Response(text=text, content_type="text/html", status=status)
+    body = render_html(page, state, button)
+    return web.Response(body=body, headers=HTML, status=status)
 
 
 def parse_after(request: web.Request) -> int:
@@ -310,7 +319,7 @@ async def make_unhealthy(request: web.Request) -> web.Response:
         raise web.HTTPForbidden(text="/make-unhealthy takes no requests in advance.")
     if not unhealthy_reason:
         cause = f"{request.method} /make-unhealthy from {request.remote or 'unknown'}"
-        unhealthy_reason = f"unhealthy since {utc_time()}: {cause}"
+        unhealthy_reason = f"unhealthy since {utc_time(int(time.time()))}: {cause}"
         log_line(f"made unhealthy by {cause}")
     if is_browser(request):
         raise web.HTTPSeeOther("./")  # the page
