@@ -1,12 +1,12 @@
-.PHONY: help test check local cluster screenshots bench lock
+.PHONY: help test check local cluster screenshots bench lock database
 PYTHON ?= python3
 RUN = .venv/bin/
+CHECK = .venv-check/bin/
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
 
-test: .venv ## all tests but those of a cluster; only some: make test TESTS=tests/app
-	@tools/require.sh database
+test: database .venv ## all tests but those of a cluster; only some: make test TESTS=tests/app
 ifdef TESTS
 	$(RUN)pytest $(TESTS)
 else
@@ -21,20 +21,16 @@ export SUMMARY = .venv/summary
 # but here such files run long.
 SIDE_BY_SIDE = --dist loadfile --no-loadscope-reorder -m "not timed"
 
-check: .venv ## format, lint, types, schemas
-	$(RUN)ruff format --check
-	$(RUN)ruff check
-	$(RUN)mypy .
-	$(RUN)shellcheck db/*.sh tools/*.sh .ci/run
-	DENO_NO_UPDATE_CHECK=1 $(RUN)deno fmt --check --no-semicolons --line-width 100 page/
-	$(RUN)deno lint page/page.js
-	$(RUN)check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
-	$(RUN)check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
-	$(RUN)check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
-	$(RUN)zizmor --quiet --offline .github
+check: .venv .venv-check ## format, lint, types
+	$(CHECK)ruff format --check
+	$(CHECK)ruff check
+	$(CHECK)mypy --python-executable $(RUN)python .
+	$(CHECK)shellcheck db/*.sh tools/*.sh .ci/run
+	DENO_NO_UPDATE_CHECK=1 $(CHECK)deno fmt --check --no-semicolons --line-width 100 page/
+	$(CHECK)deno lint page/page.js
+	$(CHECK)zizmor --quiet --offline .github
 
-local: .venv ## the stack without Docker: a private database, seeder, server, healer
-	@tools/require.sh database
+local: database .venv ## the stack without Docker: a private database, seeder, server, healer
 	@$(RUN)python -m tools.local
 
 cluster: .venv ## the tests of deploy/kubernetes.yml, on the cluster that kubectl reaches
@@ -47,13 +43,19 @@ bench: .venv ## requests a second, beside Go; needs wrk
 	@tools/require.sh database
 	$(RUN)python -m bench $(BENCH)
 
-lock: .venv ## the locked packages, from pyproject.toml
-	$(RUN)uv pip compile $(LOCK) -o requirements.txt
-	$(RUN)uv pip compile $(LOCK) --group dev -o tests/requirements.txt
-LOCK = -q --universal --generate-hashes --python-version 3.11 pyproject.toml
+lock: .venv-check ## the locked packages, from pyproject.toml
+	$(CHECK)uv pip compile $(LOCK) pyproject.toml -o requirements.txt
+	$(CHECK)uv pip compile $(LOCK) pyproject.toml --group test -o tests/requirements.txt
+	$(CHECK)uv pip compile $(LOCK) --group check -o tools/requirements.txt
+LOCK = -q --universal --generate-hashes --python-version 3.11
+
+database:
+	@tools/require.sh database
 
 .venv: tests/requirements.txt
+.venv-check: tools/requirements.txt
+.venv .venv-check:
 	@tools/require.sh python $(PYTHON)
-	$(PYTHON) -m venv --clear .venv
-	$(RUN)pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $<
-	@touch .venv
+	$(PYTHON) -m venv --clear $@
+	$@/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $<
+	@touch $@
