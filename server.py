@@ -133,9 +133,8 @@ def describe(page: Page) -> str:
 
 def render_row(account: Account) -> str:
     """Return a row of the table."""
-    name = html.escape(account.name)
-    email = html.escape(account.email)
-    return f'<tr><td>{account.id}</td><th scope="row">{name}</th><td>{email}</td></tr>'
+    id, name, email = [html.escape(str(value)) for value in account]
+    return f'<tr><td>{id}</td><th scope="row">{name}</th><td>{email}</td></tr>'
 
 
 # The paths
@@ -250,7 +249,7 @@ def text_response(sentence: str, status: int = 200) -> web.Response:
 
 def json_response(fields: dict[str, Any], status: int = 200) -> web.Response:
     """Return a line of JSON."""
-    text = json.dumps(fields, ensure_ascii=False)
+    text = json.dumps(fields, ensure_ascii=False, default=str)
     return web.Response(text=f"{text}\n", content_type="application/json", status=status)
 
 
@@ -389,6 +388,7 @@ class Accounts:
     def refresh(self) -> None:
         """Read the first page in the background if the last read began more than a second ago."""
         if asyncio.get_running_loop().time() > self.began + 1:
+            # The loop keeps no reference to a task, so this object does.
             self.refreshing = asyncio.create_task(self.page(0))
 
     async def read(self, after: int) -> Page:
@@ -461,11 +461,13 @@ async def open_database(app: web.Application) -> AsyncIterator[None]:
 @lru_cache(maxsize=64)
 def make_page(after: int, rows: Rows) -> Page:
     """Return the page for the rows of QUERY."""
-    accounts = tuple(Account(id, show(name), show(email)) for id, name, email in rows[:PAGE_SIZE])
+    accounts = tuple(
+        Account(id, as_text(name), as_text(email)) for id, name, email in rows[:PAGE_SIZE]
+    )
     return Page(after, accounts, accounts[-1].id if len(rows) > PAGE_SIZE else None)
 
 
-def show(value: object) -> str:
+def as_text(value: object) -> str:
     """Return a value of the table as text. NULL is empty; a table made by hand may hold bytes."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
@@ -474,9 +476,9 @@ def show(value: object) -> str:
 
 def explain(error: Exception) -> Page:
     """Return the page for an error of the driver."""
-    detail = str(error.args[-1]) if error.args else "There was no answer in time."
     if isinstance(error, MySQLError) and error.sqlstate:  # sent by the database
-        return Page(error="The accounts cannot be read.", detail=detail)
+        return Page(error="The accounts cannot be read.", detail=str(error.args[-1]))
+    detail = str(error) or "There was no answer in time."
     return Page(error="The database does not answer.", detail=detail)
 
 
