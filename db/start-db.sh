@@ -1,20 +1,13 @@
 #!/usr/bin/env bash
-# The start of db: check the data and the passwords, then start MySQL as its image does.
+# The start of db: look at the data and the passwords, then start MySQL as its image does.
 set -euo pipefail
 
 data=/var/lib/mysql
-complete=$data/cct-first-start-complete # users.sh makes this file
+# This file is there while a first start runs. At its end, users.sh deletes the file. MySQL calls a
+# folder empty if it has only hidden files and lost+found.
+first_start=$data/.cct-first-start
 
-# True if a folder other than MySQL's own has files.
-has_tables() {
-  [ -n "$(find "$data" -mindepth 2 -type f -not -path "$data/mysql/*" -not -path "$data/sys/*" \
-    -not -path "$data/performance_schema/*" -not -path "$data/#*" -print -quit 2>/dev/null)" ]
-}
-
-# Three states: data that is complete, data whose first start was cut off, and no data.
-# Tables without the file $complete come from an older version of cct, or a power cut lost the file.
-# Such tables stay.
-if [ -e "$complete" ] || has_tables; then
+require_passwords() {
   for user in root seeder app; do
     if [ ! -s /run/secrets/$user/password ]; then
       echo "The volume $user-password is empty, but the data has that user's old password:" \
@@ -22,13 +15,22 @@ if [ -e "$complete" ] || has_tables; then
       exit 1
     fi
   done
-elif [ -n "$(find "$data" -maxdepth 1 -type f -print -quit)" ]; then
-  # MySQL's image skips its set-up where data exists, so this data would never get its users.
-  # Nobody could log in yet, so nothing is lost.
-  echo "The first start of the database was cut off. The database is still empty, so its first" \
-    "start begins again."
-  find "$data" -mindepth 1 -maxdepth 1 -not -name lost+found -exec rm -r {} +
+}
+
+if [ -e "$first_start" ]; then
+  echo "The first start of the database was cut off. Nobody could log in yet, so it begins again."
+  find "$data" -mindepth 1 -maxdepth 1 -not -name '.*' -not -name lost+found -exec rm -r {} +
+elif [ -d $data/mysql ]; then # the folder of MySQL's own tables
+  require_passwords
+elif [ -z "$(ls --ignore=lost+found $data)" ]; then
+  touch $first_start
+  sync $data # a power cut must not lose the file
+else
+  echo "The volume data has files, but no database. Nothing was deleted. If you do not need these" \
+    "files, delete the volumes with: docker compose down -v"
+  exit 1
 fi
 
+rm -rf /tmp/lock-* # Kubernetes keeps /tmp when it restarts the container
 users.sh passwords
 exec docker-entrypoint.sh "$@"

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The users of the database and their passwords.
 #
-#   users.sh            create the users; MySQL's image runs this on the first start of db
 #   users.sh passwords  make the passwords that are missing; start-db.sh runs this
+#   users.sh create     create the users; MySQL's image runs this at the end of a first start
 #   users.sh rotate     replace the passwords of app and seeder, while everything runs
 set -euo pipefail
+umask 077
 
 # Each password is a file in a volume that db shares only with the service of that user.
 password_file() { # USER
@@ -12,18 +13,10 @@ password_file() { # USER
 }
 
 make_password() { # FILE
-  # The service reads the file as user 10001. db reads the file as group mysql.
-  openssl rand -hex 24 | install -o 10001 -g mysql -m 440 /dev/stdin "$1"
-}
-
-create_users() {
-  as-root.sh mysql <<SQL
-CREATE USER IF NOT EXISTS app IDENTIFIED BY '$(cat "$(password_file app)")' REQUIRE SSL;
-CREATE USER IF NOT EXISTS seeder IDENTIFIED BY '$(cat "$(password_file seeder)")' REQUIRE SSL;
-GRANT SELECT ON cct.* TO app;
-GRANT CREATE, INSERT, SELECT ON cct.* TO seeder;
-SQL
-  touch /var/lib/mysql/cct-first-start-complete # start-db.sh looks for this file
+  openssl rand -hex 24 >"$1"
+  chmod 440 "$1"
+  chown 10001:mysql "$1" # the service reads the file as user 10001, db reads it as group mysql
+  sync "$1" # MySQL keeps the password through a power cut, and so does the file
 }
 
 make_missing_passwords() {
@@ -36,17 +29,38 @@ make_missing_passwords() {
   done
 }
 
-can_replace() { # FILE
-  # Swarm and Kubernetes mount only the file, not its folder. Then neither mv nor a hard link works.
-  ln -f "$1" "$1.test" && rm "$1.test"
+create_users() {
+  as-root.sh mysql <<SQL
+CREATE USER IF NOT EXISTS app IDENTIFIED BY '$(cat "$(password_file app)")' REQUIRE SSL;
+CREATE USER IF NOT EXISTS seeder IDENTIFIED BY '$(cat "$(password_file seeder)")' REQUIRE SSL;
+GRANT SELECT ON cct.* TO app;
+GRANT CREATE, INSERT, SELECT ON cct.* TO seeder;
+SQL
+  # From now on, the data stays: see start-db.sh.
+  rm /var/lib/mysql/.cct-first-start
+  sync /var/lib/mysql
+}
+
+refuse() { # SENTENCE
+  echo "$1" >&2
+  exit 1
+}
+
+rotate_passwords() {
+  file=$(password_file app)
+  # Swarm and Kubernetes mount this file itself, or the folder above. Nobody can replace it there.
+  grep -q " /run/secrets/app " /proc/mounts ||
+    refuse "$file cannot be replaced here. Rotate as docs/swarm.md or docs/kubernetes.md says."
+  # Only one process can make this folder. (The image has no flock.)
+  mkdir /tmp/lock-rotate 2>/dev/null || refuse "Another rotation runs."
+  trap "rmdir /tmp/lock-rotate" EXIT
+  # The password of root never leaves db, and stays.
+  rotate_password app
+  rotate_password seeder
 }
 
 rotate_password() { # USER
   file=$(password_file "$1")
-  if ! can_replace "$file" 2>/dev/null; then
-    echo "$file cannot be replaced here. Rotate as docs/swarm.md or docs/kubernetes.md says." >&2
-    exit 1
-  fi
   make_password "$file.new"
   # The old password works until the file holds the new one.
   as-root.sh mysql <<<"ALTER USER $1 IDENTIFIED BY '$(cat "$file.new")' RETAIN CURRENT PASSWORD"
@@ -54,16 +68,9 @@ rotate_password() { # USER
   as-root.sh mysql <<<"ALTER USER $1 DISCARD OLD PASSWORD"
 }
 
-case ${1:-create} in
-  create) create_users ;;
+case ${1:-} in
   passwords) make_missing_passwords ;;
-  rotate)
-    # The password of root never leaves db, and stays.
-    rotate_password app
-    rotate_password seeder
-    ;;
-  *)
-    echo "Usage: users.sh [passwords|rotate]" >&2
-    exit 1
-    ;;
+  create) create_users ;;
+  rotate) rotate_passwords ;;
+  *) refuse "Usage: users.sh passwords|create|rotate" ;;
 esac
