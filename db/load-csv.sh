@@ -3,29 +3,32 @@
 # shellcheck source=db/scratch.sh
 source scratch.sh
 
+columns=name,email
+
 # Read the input without what spreadsheets add: a byte order mark, and \r at the end of each line.
 exec < <(sed '1s/^\xef\xbb\xbf//; s/\r$//')
 read -r header || true
-[ "${header//\"/}" = name,email ] || refuse "The first line must be name,email. It is: $header"
+[ "${header//\"/}" = $columns ] ||
+  refuse "The first line must be $columns, in UTF-8 and with a comma."
 
 make_scratch
-as-root.sh mysql <<<"CREATE TABLE cct_scratch.accounts LIKE cct.accounts"
+as_root "CREATE TABLE cct_scratch.accounts LIKE cct.accounts" || refuse "$busy"
 # LOCAL: this client reads the file. MySQL then turns errors into warnings, so each warning counts.
 result=$(in_scratch --local-infile --execute "
   LOAD DATA LOCAL INFILE '/dev/stdin' INTO TABLE accounts CHARACTER SET utf8mb4
     FIELDS TERMINATED BY ',' OPTIONALLY ENCLOSED BY '\"' ESCAPED BY ''
-    (name, email);
+    ($columns);
   SHOW WARNINGS LIMIT 5;
   SELECT CONCAT('Warnings: ', @@warning_count)") || refuse "MySQL refuses the file (see above)."
 [ "$result" = "Warnings: 0" ] || refuse "$result
-Row 1 is the line after name,email."
+Row 1 is the line after $columns."
 
 # The ids are the numbers of the rows. Without its closing quote, a value goes on in the next line.
 bad=$(in_scratch --execute "
   SELECT id FROM accounts
   WHERE '' IN (TRIM(name), TRIM(email)) OR CONCAT(name, email) LIKE '%\n%'
   ORDER BY id LIMIT 1")
-[ -z "$bad" ] || refuse "Row $bad after name,email has an empty value, or a value of two lines."
+[ -z "$bad" ] || refuse "Row $bad after $columns has an empty value, or a value of two lines."
 count=$(in_scratch --execute "SELECT COUNT(*) FROM accounts")
 [ "$count" != 0 ] || refuse "The file has no accounts."
 

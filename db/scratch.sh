@@ -4,53 +4,51 @@
 set -euo pipefail
 
 password=$(openssl rand -hex 24)
+busy="MySQL cannot swap the tables (see above). Try again when nobody else uses them."
 
 refuse() { # SENTENCE
   echo "$1 The accounts are as before." >&2
   exit 1
 }
 
-# Make the database cct_scratch, and a user who can write only there.
-make_scratch() {
-  # Only one process can make this folder. (The image has no flock.)
-  mkdir /tmp/lock-scratch 2>/dev/null || refuse "Another restore or load runs."
-  trap remove_scratch EXIT
-  drop_scratch # a run that was cut off may have left it
-  as-root.sh mysql <<SQL
-CREATE DATABASE cct_scratch;
-CREATE USER cct_scratch@localhost IDENTIFIED BY '$password';
-GRANT ALL ON cct_scratch.* TO cct_scratch@localhost;
-SQL
+as_root() { # SQL
+  # A statement that waits for a lock of cct's tables blocks all readers. It gives up after 1 s.
+  as-root.sh mysql --init-command="SET lock_wait_timeout = 1" <<<"$1"
 }
 
 drop_scratch() {
-  as-root.sh mysql <<SQL
-DROP DATABASE IF EXISTS cct_scratch;
-DROP USER IF EXISTS cct_scratch@localhost;
-SQL
+  as_root "DROP DATABASE IF EXISTS cct_scratch; DROP USER IF EXISTS cct_scratch@localhost"
 }
 
-remove_scratch() {
+finish() {
   drop_scratch || true
   rmdir /tmp/lock-scratch
 }
 
-# Run mysql as the user of cct_scratch.
+# Make the database cct_scratch, and a user who can write only there.
+make_scratch() {
+  # Only one process can make this folder. (The image has no flock.)
+  mkdir /tmp/lock-scratch 2>/dev/null || refuse "Another restore or load runs."
+  trap finish EXIT
+  drop_scratch # a run that was cut off may have left it
+  as_root "CREATE DATABASE cct_scratch;
+    CREATE USER cct_scratch@localhost IDENTIFIED BY '$password';
+    GRANT ALL ON cct_scratch.* TO cct_scratch@localhost"
+}
+
+# Run mysql as that user.
 in_scratch() { # OPTION...
   MYSQL_PWD=$password mysql --user=cct_scratch --skip-column-names "$@" cct_scratch
 }
 
 # Let the tables of cct_scratch take the place of those in cct. The old ones go with cct_scratch.
 swap_tables() {
-  tables=$(in_scratch --execute "SHOW TABLES")
   renames=""
-  for table in $tables; do
+  for table in $(in_scratch --execute "SHOW TABLES"); do
     # A table that is new to cct needs an empty one to swap with.
-    as-root.sh mysql <<<"CREATE TABLE IF NOT EXISTS cct.$table LIKE cct_scratch.$table"
+    as_root "CREATE TABLE IF NOT EXISTS cct.$table LIKE cct_scratch.$table" || refuse "$busy"
     renames+=", cct.$table TO cct_scratch.old_$table, cct_scratch.$table TO cct.$table"
   done
-  # One RENAME for all: each reader sees only old rows or only new rows. While it waits for a
-  # transaction, it blocks all readers. So it gives up after 10 s.
-  as-root.sh mysql <<<"SET lock_wait_timeout = 10; RENAME TABLE ${renames#, }" ||
-    refuse "The tables cannot be replaced (see above)."
+  # One statement for all: each reader sees only old rows, or only new rows.
+  as_root "RENAME TABLE ${renames#, }" || refuse "$busy"
 }

@@ -1,5 +1,8 @@
 """The accounts: what keeps them, and what brings them back."""
 
+import subprocess
+from collections.abc import Callable
+
 import pytest
 
 from tests.documents import TASKS
@@ -50,51 +53,151 @@ def test_backup_is_restored(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> No
         assert stack.sql("CHECKSUM TABLE accounts") != rows
         stack.shell(TASKS.commands("Restore"))
         assert stack.sql("CHECKSUM TABLE accounts") == rows
+        assert_no_scratch(stack)
     monkeypatch.undo()
     stack.up()
 
 
 def test_backup_without_db_keeps_the_old_backup(stack: Stack) -> None:
-    backup = stack.folder / "backup.sql"
-    stack.shell(TASKS.commands("Backup"))
-    before = backup.read_bytes()
+    before = make_backup(stack)
     assert before.splitlines()[-1].startswith(b"-- Dump completed")
 
     stack.compose("stop", "db")
     with pytest.raises(AssertionError):
         stack.shell(TASKS.commands("Backup"))
     stack.up()
-    assert backup.read_bytes() == before
+    assert (stack.folder / "backup.sql").read_bytes() == before
 
 
-@pytest.mark.parametrize("part", [0, 0.5, 0.99])
-def test_restore_refuses_an_incomplete_backup(stack: Stack, part: float) -> None:
-    """An empty file, half of a backup, and one without the last line change nothing."""
+SCRATCH_TABLES = "SELECT 1 FROM information_schema.tables WHERE table_schema = 'cct_scratch'"
+MARIADB = (b"utf8mb4_0900_ai_ci", b"utf8mb4_uca1400_ai_ci")
+BAD_BACKUPS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "nothing": (lambda backup: b"", "The backup is empty."),
+    "half": (lambda backup: backup[: len(backup) // 2], "The backup is not complete"),
+    "no last line": (lambda backup: backup[: backup.rindex(b"-- Dump")], "is not complete"),
+    "MariaDB 11.8": (lambda backup: backup.replace(*MARIADB), "Unknown collation"),
+    "another database": (lambda backup: b"DROP DATABASE cct;\n" + backup, "Access denied"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_BACKUPS)
+def test_restore_refuses_a_bad_backup(stack: Stack, kind: str) -> None:
+    """The table stays as it is."""
+    spoil, sentence = BAD_BACKUPS[kind]
+    backup = make_backup(stack)
+    stack.sql("UPDATE accounts SET name = 'edited' WHERE id = 1")
     rows = stack.sql("CHECKSUM TABLE accounts")
-    stack.shell(TASKS.commands("Backup"))
-    backup = stack.folder / "backup.sql"
-    text = backup.read_bytes()
-    backup.write_bytes(text[: int(len(text) * part)])
-    message = stack.shell(f"({TASKS.commands('Restore')}) 2>&1 || true")
-    assert "backup.sql is not complete" in message
+    (stack.folder / "backup.sql").write_bytes(spoil(backup))
+    assert sentence in failure(stack, TASKS.commands("Restore"))
+    assert stack.sql("CHECKSUM TABLE accounts") == rows
+    assert_no_scratch(stack)
+
+
+@pytest.mark.parametrize("cause", ["client", "db"])
+def test_restore_that_is_cut_off_changes_nothing(stack: Stack, cause: str) -> None:
+    """Its client is killed, or db. Meanwhile, a second restore is refused. Later, one succeeds."""
+    backup = make_backup(stack)
+    stack.sql("UPDATE accounts SET name = 'edited' WHERE id = 1")
+    rows = stack.sql("CHECKSUM TABLE accounts")
+    restore = ["docker", "exec", "--interactive", stack.container("db"), "restore.sh"]
+    with subprocess.Popen(restore, env=stack.env, stdin=subprocess.PIPE) as client:
+        assert client.stdin
+        client.stdin.write(backup[: backup.index(b"UNLOCK TABLES")])
+        client.stdin.flush()
+        until(lambda: stack.sql(SCRATCH_TABLES), "begun")
+        assert "Another restore or load runs." in failure(stack, TASKS.commands("Restore"))
+        if cause == "db":
+            stack.compose("restart", "--timeout", "0", "db")
+        client.kill()
+    stack.wait_until_healthy("db")
+    until(lambda: stack.exec("db", "find", "/tmp", "-name", "lock-*") == "", "over")
+    assert stack.sql("CHECKSUM TABLE accounts") == rows
+    stack.shell(TASKS.commands("Restore"))
+    assert stack.sql("CHECKSUM TABLE accounts") != rows
+    assert_no_scratch(stack)
+
+
+def test_restore_does_not_wait_for_a_transaction(stack: Stack) -> None:
+    """While it waited, no page could be read."""
+    make_backup(stack)
+    rows = stack.sql("CHECKSUM TABLE accounts")
+    with stack.locked_table():
+        assert "Lock wait timeout" in failure(stack, TASKS.commands("Restore"))
     assert stack.sql("CHECKSUM TABLE accounts") == rows
 
 
 def test_own_csv_file_is_loaded(stack: Stack) -> None:
     stack.shell(TASKS.commands("Load your own CSV"))
     names = [account["name"] for account in stack.page()["accounts"]]
+    assert names == ["Ada Lovelace"]
+    seed_again(stack)
+
+
+def test_csv_file_of_a_spreadsheet_is_loaded(stack: Stack) -> None:
+    """It has a byte order mark, quotes, CRLF, and no line end at its end."""
+    text = '\ufeff"name",email\r\n"Ada, ""the"" first",a@b\r\n"Łukasz \\N 王",ß@c'
+    load_csv(stack, text.encode())
+    assert stack.page()["accounts"] == [
+        {"id": 1, "name": 'Ada, "the" first', "email": "a@b"},
+        {"id": 2, "name": "Łukasz \\N 王", "email": "ß@c"},
+    ]
+    seed_again(stack)
+
+
+BAD_CSV_FILES = {
+    "empty": (b"", "The first line must be name,email"),
+    "other header": (b"email,name\na@b,Ada\n", "The first line must be name,email"),
+    "semicolons": (b"name;email\nAda;a@b\n", "The first line must be name,email"),
+    "no account": (b"name,email\n", "The file has no accounts."),
+    "one value": (b"name,email\nAda,a@b\nBob\n", "Row 2 doesn't contain data for all columns"),
+    "three values": (b"name,email\nAda,a@b,c\n", "Row 1 was truncated"),
+    "long": (b"name,email\nAda," + b"x" * 255, "Data truncated for column 'email' at row 1"),
+    "no name": (b"name,email\n,a@b\n", "Row 1 after name,email has an empty value"),
+    "blank email": (b"name,email\nAda,a@b\nBob, \n", "Row 2 after name,email has an empty value"),
+    "open quote": (b'name,email\nAda,"a@b\nBob,b@c\n', "or a value of two lines"),
+    "Latin-1": (b"name,email\nBj\xf6rn,a@b\n", "Incorrect string value: '\\\\xF6rn'"),
+    "UTF-16": ("name,email\nAda,a@b\n".encode("utf-16"), "The first line must be name,email"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_CSV_FILES)
+def test_bad_csv_file_loses_no_account(stack: Stack, kind: str) -> None:
+    content, sentence = BAD_CSV_FILES[kind]
+    rows = stack.sql("CHECKSUM TABLE accounts")
+    with pytest.raises(AssertionError) as error:
+        load_csv(stack, content)
+    assert sentence in str(error.value)
+    assert stack.sql("CHECKSUM TABLE accounts") == rows
+    assert_no_scratch(stack)
+
+
+def make_backup(stack: Stack) -> bytes:
+    """Make a backup as docs/tasks.md says, and return it."""
+    stack.shell(TASKS.commands("Backup"))
+    return (stack.folder / "backup.sql").read_bytes()
+
+
+def load_csv(stack: Stack, content: bytes) -> None:
+    """Load a CSV file with the last command of docs/tasks.md."""
+    (stack.folder / "my.csv").write_bytes(content)
+    stack.shell(TASKS.commands("Load your own CSV").splitlines()[-1])
+
+
+def seed_again(stack: Stack) -> None:
+    """Replace all accounts by those of the seeder."""
     stack.sql("TRUNCATE accounts")
     stack.up()
-    assert names == ["Ada Lovelace"]
 
 
-@pytest.mark.parametrize("content", ["name\nAda\n", "name,email\n,x\n", "name,email\nAda,x,y\n"])
-def test_bad_csv_file_loses_no_account(stack: Stack, content: str) -> None:
-    """The commands of docs/tasks.md check the file before they delete anything."""
-    rows = stack.sql("CHECKSUM TABLE accounts")
-    (stack.folder / "my.csv").write_text(content)
-    commands = TASKS.commands("Load your own CSV")
-    _, _, load = commands.partition(">my.csv\n")
-    with pytest.raises(AssertionError, match=r"my.csv, line \d"):
-        stack.shell(load)
-    assert stack.sql("CHECKSUM TABLE accounts") == rows
+def failure(stack: Stack, command: str) -> str:
+    """Run a command that must fail, and return its output."""
+    with pytest.raises(AssertionError) as error:
+        stack.shell(command)
+    return str(error.value)
+
+
+def assert_no_scratch(stack: Stack) -> None:
+    """Fail if restore.sh or load-csv.sh left something."""
+    assert stack.sql("SHOW DATABASES LIKE 'cct_scratch'") == ""
+    assert stack.sql("SELECT user FROM mysql.user WHERE user = 'cct_scratch'") == ""
+    assert stack.exec("db", "find", "/tmp", "-name", "lock-*") == ""

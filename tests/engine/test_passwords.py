@@ -1,6 +1,7 @@
 """The passwords: where they are, replaced while everything runs, and lost."""
 
 import re
+import subprocess
 
 import pytest
 
@@ -31,6 +32,19 @@ def test_each_step_of_a_rotation_leaves_a_good_password(stack: Stack) -> None:
     # A function takes the place of as-root.sh: it checks the passwords after each statement.
     steps = f'as-root.sh() {{ command as-root.sh "$@" && {check}; }}; export -f as-root.sh'
     stack.exec("db", "bash", "-ec", f"{steps}; bash -x /usr/local/bin/users.sh rotate")
+
+
+def test_rotations_at_once_leave_good_passwords(stack: Stack) -> None:
+    old = stack.passwords()
+    rotate = ["docker", "exec", stack.container("db"), "users.sh", "rotate"]
+    rotations = [subprocess.Popen(rotate, env=stack.env, stderr=subprocess.PIPE) for _ in range(4)]
+    ends = {(rotation.communicate()[1], rotation.returncode) for rotation in rotations}
+    assert ends <= {(b"", 0), (b"Another rotation runs.\n", 1)}
+    assert (b"", 0) in ends
+    assert stack.passwords()[0] != old[0]
+    stack.end_app_connections()
+    assert stack.get("/ready") == (200, "ready\n")
+    stack.up()  # the seeder logs in
 
 
 def test_emptied_password_volume_is_named(stack: Stack) -> None:
