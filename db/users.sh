@@ -16,7 +16,7 @@ make_password() { # FILE
   openssl rand -hex 24 >"$1"
   chmod 440 "$1"
   chown 10001:mysql "$1" # the service reads the file as user 10001, db reads it as group mysql
-  sync "$1" # MySQL keeps the password through a power cut, and so does the file
+  sync "$1" # a power cut must not empty it
 }
 
 make_missing_passwords() {
