@@ -296,7 +296,7 @@ def test_rotation_fails_no_request(app: str, report: Report) -> None:
     assert password_of_a_replica() != first_password
     assert account_ids(app) == IDS
     with pytest.raises(AssertionError, match="Access denied for user 'app'"):
-        on(DATA, f"{IN_DB} probe-db.sh")  # the first password, which db keeps
+        on(DATA, f"{IN_DB} mysql --host=127.0.0.1 --user=app --password={first_password} cct")
 
 
 def test_scaling_down_fails_no_request(app: str, report: Report) -> None:
