@@ -1,6 +1,5 @@
-"""deploy/kubernetes.yml: schemas, agreement with other files, and rights."""
+"""deploy/kubernetes: schemas, agreement with other files, and rights."""
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -13,11 +12,14 @@ from run import SHUTDOWN_TIMEOUT
 from settings import Settings
 from tests.documents import Document
 from tests.manifest import (
-    FILE,
+    FOLDER,
+    KUSTOMIZATION,
     OBJECTS,
     Object,
+    Objects,
     container,
     environment,
+    image,
     pod,
     read_objects,
     spec,
@@ -57,13 +59,13 @@ COMPOSE = compose_services()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_file_is_valid_in_each_version_of_kubernetes(version: str) -> None:
+def test_files_are_valid_in_each_version_of_kubernetes(version: str) -> None:
     for item in OBJECTS.values():
         kubernetes_validate.validate(item, version, strict=True)
 
 
-def test_file_names_the_oldest_kubernetes() -> None:
-    assert f"Kubernetes 1.{OLDEST} or newer" in FILE.read_text()
+def test_document_names_the_oldest_kubernetes() -> None:
+    assert f"Kubernetes 1.{OLDEST} or newer" in DOCUMENT.text
     assert VERSIONS[0].startswith(f"1.{OLDEST}.")
 
 
@@ -91,7 +93,7 @@ def test_ports_are_those_of_the_settings() -> None:
 
 
 def test_secret_of_the_document_has_the_passwords_of_the_pods() -> None:
-    commands = DOCUMENT.commands("Apply the file")
+    commands = DOCUMENT.commands("Apply the folder")
     assert "create secret generic users " in commands
     keys: set[str] = set()
     for name in PODS:
@@ -117,11 +119,9 @@ def test_selectors_mean_the_pods_of_the_same_name() -> None:
     assert spread["labelSelector"] == {"matchLabels": {LABEL: "app"}}
 
 
-def test_all_objects_are_in_the_restricted_namespace() -> None:
-    namespace = OBJECTS["Namespace", "cct"]["metadata"]
+def test_namespace_is_the_restricted_one() -> None:
+    namespace = OBJECTS["Namespace", KUSTOMIZATION["namespace"]]["metadata"]
     assert namespace["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    for kind, name in OBJECTS.keys() - {("Namespace", "cct")}:
-        assert OBJECTS[kind, name]["metadata"]["namespace"] == "cct"
 
 
 @pytest.mark.parametrize("name", PODS)
@@ -150,9 +150,14 @@ def test_pods_have_the_memory_of_compose(name: str) -> None:
 @pytest.mark.parametrize("name", PODS)
 def test_pods_run_the_images_of_compose(name: str) -> None:
     assert "build" in COMPOSE[name]
-    assert container(name)["image"] == f"cct-{name}:latest"
+    assert image(name) == f"cct-{name}:latest"
     assert container(name)["imagePullPolicy"] == "IfNotPresent"  # kind loads it by hand
-    assert pod(name)["enableServiceLinks"] is False  # else DB_PORT is a URL
+
+
+@pytest.mark.parametrize("name", ["seeder", "app"])
+def test_service_links_set_no_port_of_the_database(name: str) -> None:
+    """With service links, Kubernetes sets DB_PORT to a URL."""
+    assert pod(name)["enableServiceLinks"] is False
 
 
 def test_images_have_a_user_with_a_number() -> None:
@@ -217,49 +222,77 @@ def test_database_has_a_day_to_start() -> None:
     assert probe["periodSeconds"] * probe["failureThreshold"] >= 24 * 60 * 60
 
 
-def print_manifest(**variables: str) -> str:
-    """Return the output of the document's function `manifest`."""
-    script = DOCUMENT.commands("Name the images") + "manifest"
-    clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return run_command("bash", "-ec", script, env=clean | variables)
+def render(folder: Path) -> Objects:
+    """Return the objects that `kubectl apply -k` sends."""
+    if not shutil.which("kubectl"):
+        pytest.skip("needs kubectl")
+    return read_objects(run_command("kubectl", "kustomize", str(folder)))
 
 
-def test_manifest_prints_the_file_with_other_images() -> None:
-    text = print_manifest(REGISTRY="registry.example.com/", TAG="1.0.1", DB_TAG="1.0.0")
-    assert re.findall("image: (.*)", text) == [
-        "registry.example.com/cct-db:1.0.0",
-        "registry.example.com/cct-seeder:1.0.1",
-        "registry.example.com/cct-app:1.0.1",
-    ]
-    assert print_manifest() == FILE.read_text()
+def render_with(folder: Path, old: str, new: str) -> Objects:
+    """Return the objects after a change of the kustomization. The folder is a copy."""
+    shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
+    text = (FOLDER / "kustomization.yml").read_text()
+    assert old in text
+    (folder / "kustomization.yml").write_text(text.replace(old, new))
+    return render(folder)
 
 
-def test_update_of_the_app_leaves_the_database_alone() -> None:
-    before = read_objects(print_manifest(TAG="1.0.0", DB_TAG="1.0.0"))
-    after = read_objects(print_manifest(TAG="1.0.1", DB_TAG="1.0.0"))
-    changed = {key for key in before if before[key] != after[key]}
-    assert changed == {("Job", "seeder"), ("Deployment", "app")}
+def changed(before: Objects, after: Objects) -> set[tuple[str, str]]:
+    """Return kind and name of what differs, or is in only one of the two."""
+    return {key for key in before | after if before.get(key) != after.get(key)}
 
 
-def test_update_deletes_the_job_before_it_applies_the_file() -> None:
+def test_rendered_objects_are_valid_and_in_the_namespace() -> None:
+    for item in render(FOLDER).values():
+        kubernetes_validate.validate(item, VERSIONS[-1], strict=True)
+        if item["kind"] != "Namespace":
+            assert item["metadata"]["namespace"] == "cct"
+
+
+def test_registry_and_tag_reach_the_pod(tmp_path: Path) -> None:
+    there = "newName: registry.example.com/cct-db, newTag: 1.0.1"
+    objects = render_with(tmp_path, "newName: cct-db, newTag: latest", there)
+    [db] = objects["StatefulSet", "db"]["spec"]["template"]["spec"]["containers"]
+    assert db["image"] == "registry.example.com/cct-db:1.0.1"
+
+
+def test_update_of_the_app_leaves_the_database_alone(tmp_path: Path) -> None:
+    after = render_with(tmp_path, "cct-app, newTag: latest", "cct-app, newTag: 1.0.1")
+    assert changed(render(FOLDER), after) == {("Deployment", "app")}
+
+
+def test_changed_setting_replaces_the_pods_of_the_app_only(tmp_path: Path) -> None:
+    before = render(FOLDER)
+    after = render_with(tmp_path, "DB_TLS=required", "DB_TLS=disabled")
+    [old, new] = sorted(key for key in before.keys() ^ after.keys())
+    assert old[0] == new[0] == "ConfigMap"  # under another name
+    assert changed(before, after) == {old, new, ("CronJob", "seeder"), ("Deployment", "app")}
+
+
+def test_no_job_is_in_the_way_of_an_update() -> None:
     """Kubernetes lets nobody change a Job."""
-    update = DOCUMENT.commands("Update").splitlines()
-    assert update[0] == "kubectl --namespace cct delete job seeder --ignore-not-found"
-    assert update[1] == "manifest | kubectl apply -f -"
+    assert "Job" not in {kind for kind, _ in OBJECTS}
+    assert spec("CronJob", "seeder")["suspend"] is True
 
 
-@pytest.mark.skipif(not shutil.which("kubectl"), reason="needs kubectl")
+def test_update_waits_for_the_database_and_the_app() -> None:
+    update = DOCUMENT.commands("Update")
+    assert re.search("rollout status .*statefulset/db deployment/app", update)
+
+
 def test_documented_kustomization_has_another_database(tmp_path: Path) -> None:
     kustomization = re.search("```yaml\n(.*?)```", DOCUMENT.text, re.DOTALL)
     assert kustomization
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
     (tmp_path / "kustomization.yml").write_text(kustomization[1])
-    shutil.copytree(FILE.parent, tmp_path / "deploy")
-    text = run_command("kubectl", "kustomize", str(tmp_path))
-    objects = read_objects(text)
+    objects = render(tmp_path)
     for item in objects.values():
         kubernetes_validate.validate(item, VERSIONS[-1], strict=True)
-    assert objects.keys() == {(kind, name) for kind, name in OBJECTS if name != "db"}
-    other = settings(environment("app") | objects["ConfigMap", "database"]["data"])
+    left_out = {(kind, name) for kind, name in OBJECTS if name == "db" and kind != "NetworkPolicy"}
+    [config_map] = objects.keys() - OBJECTS.keys()
+    assert objects.keys() == (OBJECTS.keys() - left_out) | {config_map}
+    other = settings(environment("app") | objects[config_map]["data"])
     assert other["db_host"] == "mysql.example.com"
     assert other["db_port"] == 3307
     assert other["db_tls"] == "verify-identity"
