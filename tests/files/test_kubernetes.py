@@ -276,11 +276,6 @@ def test_no_job_is_in_the_way_of_an_update() -> None:
     assert spec("CronJob", "seeder")["suspend"] is True
 
 
-def test_update_waits_for_the_database_and_the_app() -> None:
-    update = DOCUMENT.commands("Update")
-    assert re.search("rollout status .*statefulset/db deployment/app", update)
-
-
 def test_documented_kustomization_has_another_database(tmp_path: Path) -> None:
     kustomization = re.search("```yaml\n(.*?)```", DOCUMENT.text, re.DOTALL)
     assert kustomization

@@ -3,18 +3,23 @@
 The tests run the commands of the document, in order. Each test needs the tests before it.
 """
 
+import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import Report
 from tests.documents import Document
+from tests.manifest import FOLDER, image
 from tests.platforms.load import GET, Outcome, RequestsFailed, load
 from tests.shell import run_command
 from tools.waiting import free_port, get, until
@@ -24,35 +29,38 @@ pytestmark = pytest.mark.skipif(
 )
 
 DOCUMENT = Document("docs/kubernetes.md", "sh")
-IMAGE = f"{os.environ.get('REGISTRY', '')}cct-app:{os.environ.get('TAG', 'latest')}"
+COPY = Path("deploy/kubernetes")  # in the working directory of the tests
 KUBECTL = "kubectl --namespace cct"
 CLIENT = "kubectl --namespace default exec --stdin cct-client --"
 APP = f"{KUBECTL} exec --stdin deployment/app --"
 DB = f"{KUBECTL} exec db-0 --"
 APP_PODS = "--selector app.kubernetes.io/name=app"
+TAG = image("app").rpartition(":")[2]
+DB_TAG = image("db").rpartition(":")[2]
 TWO_PASSWORDS = "SELECT COUNT(*) FROM mysql.user WHERE User_attributes LIKE '%additional_pass%'"
 
 
 def sh(commands: str, stdin: str = "") -> str:
     """Run commands in bash, and return their output; raise AssertionError if one fails."""
-    return run_command("bash", "-e", "-o", "pipefail", "-c", commands, stdin=stdin)
+    options = ("-e", "-o", "pipefail", "-c", commands)
+    return run_command("bash", *options, cwd=Path.cwd(), stdin=stdin)
 
 
-def run(*names: str, first: str = "") -> str:
-    """Run commands of the document in one shell, after the command `first`."""
-    commands = [DOCUMENT.commands(name) for name in ("Name the images", *names)]
-    return sh("\n".join([first, *commands]))
+def run(*names: str) -> str:
+    """Run commands of the document in one shell."""
+    return sh("\n".join(DOCUMENT.commands(name) for name in names))
 
 
-def update_with(change: str) -> str:
-    """Change the file with sed, and run the document's commands for an update."""
-    commands = DOCUMENT.commands("Update").replace("manifest |", f"manifest | sed '{change}' |")
-    return sh(DOCUMENT.commands("Name the images") + commands)
+def change(file: str, old: str, new: str) -> None:
+    """Change a file of the folder, as a user does. `old` is a regular expression."""
+    text, count = re.subn(old, new, (COPY / file).read_text())
+    assert count == 1, old
+    (COPY / file).write_text(text)
 
 
-def wait_for_seeder() -> None:
-    """Wait until the Job is complete."""
-    sh(f"{KUBECTL} wait --for=condition=Complete --timeout=5m job/seeder")
+def change_tag(name: str, tag: str) -> None:
+    """Change the tag of the image of db or app."""
+    change("kustomization.yml", rf"(name: cct-{name}, .*newTag:) [\w.-]+", rf"\1 {tag}")
 
 
 def page() -> str:
@@ -66,7 +74,7 @@ def reaches(place: str, address: str) -> bool:
     return sh(f"{place} {command}") == "yes\n"
 
 
-def settled() -> dict[str, int]:
+def ready_pods() -> dict[str, int]:
     """Return the number of restarts of each pod of the app; empty unless all pods are ready."""
     replicas = int(sh(f"{KUBECTL} get deployment app --output jsonpath='{{.spec.replicas}}'"))
     restarts = {}
@@ -78,12 +86,25 @@ def settled() -> dict[str, int]:
     return restarts if len(restarts) == replicas else {}
 
 
-def heal(pod: str) -> None:
-    """Make a pod unhealthy, and wait until it is healed."""
-    restarts = settled()[pod]
-    client_in_pod = f"{KUBECTL} exec --stdin {pod} -- python - 127.0.0.1:8080"
-    sh(f"{client_in_pod} /make-unhealthy", GET)
-    until(lambda: settled().get(pod) == restarts + 1, "healed", 180)
+def settle() -> dict[str, int]:
+    """Wait until all pods of the app stay ready; return the number of restarts of each.
+
+    A healed pod is ready, a second later unready, and then ready again: until its startup probe
+    has looked, the kubelet trusts the result of the old container.
+    """
+
+    def stay_ready() -> dict[str, int]:
+        before = ready_pods()
+        time.sleep(3)
+        return before if ready_pods() == before else {}
+
+    return until(stay_ready, "settled", 180)
+
+
+def heal(pod: str, restarts: int) -> None:
+    """Press the button of a pod that has restarted so often; wait until the pod is healed."""
+    sh(f"{KUBECTL} exec --stdin {pod} -- python - 127.0.0.1:8080 /make-unhealthy", GET)
+    until(lambda: ready_pods().get(pod) == restarts + 1, "healed", 180)
 
 
 def busy(report: Report, event: str) -> AbstractContextManager[Outcome]:
@@ -92,19 +113,23 @@ def busy(report: Report, event: str) -> AbstractContextManager[Outcome]:
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[str]:
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start the client, a pod in another namespace; yield the pod's address.
 
-    The pod also serves on port 8080. At the end, delete everything that the tests made.
+    The pod also serves on port 8080. The tests work in a copy of the folder. At the end, delete
+    everything that the tests made.
     """
     if sh("kubectl get namespace cct --ignore-not-found"):
         pytest.exit("There is a namespace cct already. These tests would delete it.", returncode=1)
+    repository = tmp_path_factory.mktemp("repository")
+    shutil.copytree(FOLDER, repository / COPY)
     default = "kubectl --namespace default"
-    options = f"--image={IMAGE} --image-pull-policy=IfNotPresent"
+    options = f"--image={image('app')} --image-pull-policy=IfNotPresent"
     try:
         sh(f"{default} run cct-client {options} -- python -m http.server 8080")
         sh(f"{default} wait --for=condition=Ready --timeout=5m pod/cct-client")
-        yield sh(f"{default} get pod cct-client --output jsonpath='{{.status.podIP}}'")
+        with contextlib.chdir(repository):
+            yield sh(f"{default} get pod cct-client --output jsonpath='{{.status.podIP}}'")
     finally:
         sh(f"{default} delete pod cct-client --now --ignore-not-found")
         sh("kubectl delete namespace cct --ignore-not-found")
@@ -112,19 +137,19 @@ def client() -> Iterator[str]:
 
 def test_installation_ends_with_pages(client: str, report: Report) -> None:
     began = time.monotonic()
-    run("Apply the file")
-    assert len(settled()) == 3
+    run("Apply the folder", "Fill the table")
+    until(ready_pods, "ready")
     assert "account50@example.com" in page()
     report(f"installation: {time.monotonic() - began:.1f} s")
 
 
-def test_applied_file_shows_no_difference(client: str) -> None:
-    assert run("See what applying the file would change") == ""
+def test_applied_folder_shows_no_difference(client: str) -> None:
+    assert run("See what applying the folder would change") == ""
 
 
 def test_namespace_refuses_a_pod_with_more_rights(client: str) -> None:
     with pytest.raises(AssertionError, match="violates PodSecurity"):
-        sh(f"{KUBECTL} run plain --image={IMAGE}")
+        sh(f"{KUBECTL} run plain --image={image('app')}")
 
 
 def test_policies_let_only_the_right_packets_through(client: str) -> None:
@@ -143,77 +168,83 @@ def test_policies_let_only_the_right_packets_through(client: str) -> None:
 def test_scaling_fails_no_request(client: str, report: Report) -> None:
     with busy(report, "scale to 2"):
         run("Scale")
-        until(lambda: len(settled()) == 2, "scaled", 120)
+        until(lambda: len(ready_pods()) == 2, "scaled", 120)
     with busy(report, "scale back to 3"):
-        sh(f"{KUBECTL} scale deployment/app --replicas=3")
-        until(lambda: len(settled()) == 3, "scaled", 120)
+        run("Update")
+        until(lambda: len(ready_pods()) == 3, "scaled", 120)
 
 
 def test_rolling_restart_fails_no_request(client: str, report: Report) -> None:
     with busy(report, "rolling restart"):
         run("Restart the server")
-        until(settled, "settled", 120)
+        until(ready_pods, "ready")
 
 
 def test_deleted_pod_fails_no_request(client: str, report: Report) -> None:
-    name = min(settled())
+    name = min(settle())
     with busy(report, "a pod is deleted"):
         sh(f"{KUBECTL} delete pod {name}")
-        until(settled, "settled", 120)
+        until(ready_pods, "ready")
 
 
-def test_update_with_a_wrong_tag_fails_no_request(client: str, report: Report) -> None:
-    with busy(report, "update with a wrong tag"):
+def test_wrong_tag_of_the_app_fails_the_update_and_no_request(client: str, report: Report) -> None:
+    change("app.yml", "progressDeadlineSeconds: 120", "progressDeadlineSeconds: 20")
+    change_tag("app", "no-such-tag")
+    with busy(report, "update with a wrong tag, and the next one"):
         with pytest.raises(AssertionError, match="exceeded its progress deadline"):
-            run("Update", first="export TAG=no-such-tag")
+            run("Update")
         assert "account50@example.com" in page()
-
-
-def test_next_update_mends_a_wrong_tag(client: str, report: Report) -> None:
-    with busy(report, "update after a wrong tag"):
+        change_tag("app", TAG)
         run("Update")
-        wait_for_seeder()
-        until(settled, "settled", 120)
+        until(ready_pods, "ready")
 
 
-def test_second_update_in_a_row_fails_no_request(client: str, report: Report) -> None:
-    """Kubernetes cannot change a Job, so the second update must delete the first one's Job."""
-    change_job = 's/SEED_WAIT, value: "300"/SEED_WAIT, value: "299"/'
-    change_app = 's/DRAIN, value: "5"/DRAIN, value: "6"/'
-    with busy(report, "second update in a row"):
-        update_with(f"{change_job}; {change_app}")
-        wait_for_seeder()
-        until(settled, "settled", 120)
-    assert sh(f"{APP} printenv DRAIN") == "6\n"
+def test_wrong_tag_of_the_database_fails_the_update(client: str) -> None:
+    rows = run("Ask the database as root")
+    change_tag("db", "no-such-tag")
+    update = DOCUMENT.commands("Update").replace("--timeout=2m", "--timeout=20s")
+    with pytest.raises(AssertionError, match="timed out") as failure:
+        sh(update)
+    assert "successfully rolled out" not in str(failure.value)
+    assert "The database does not answer." in page()
+    change_tag("db", DB_TAG)
+    run("Update")
+    assert run("Ask the database as root") == rows
+    until(lambda: "account50@example.com" in page(), "back")
 
 
-def test_going_back_fails_no_request(client: str, report: Report) -> None:
-    with busy(report, "going back"):
-        run("Go back to the version before")
-        until(settled, "settled", 120)
-    assert sh(f"{APP} printenv DRAIN") == "5\n"
-
-
-def test_changed_config_map_reaches_the_programs(client: str, report: Report) -> None:
-    with busy(report, "changed ConfigMap"):
-        update_with('s/DB_TLS: required/DB_TLS: required, DB_TIMEOUT: "3"/')
-        run("Restart the server")
-        wait_for_seeder()
-        until(settled, "settled", 120)
+def test_changed_setting_reaches_the_pods_and_fails_no_request(client: str, report: Report) -> None:
+    change("kustomization.yml", "DB_TLS=required", "DB_TLS=required, DB_TIMEOUT=3")
+    assert "DB_TIMEOUT" in sh("kubectl diff -k deploy/kubernetes || test $? = 1")
+    with busy(report, "changed setting"):
+        run("Update")
+        until(ready_pods, "ready")
     assert sh(f"{APP} printenv DB_TIMEOUT") == "3\n"
+    run("Fill the table")  # the Job has the changed setting, too
+    assert run("See what applying the folder would change") == ""
+
+
+def test_going_back_after_a_restart_fails_no_request(client: str, report: Report) -> None:
+    run("Restart the server")
+    change("kustomization.yml", ", DB_TIMEOUT=3", "")
+    with busy(report, "going back"):
+        run("Update")
+        until(ready_pods, "ready")
+    assert sh(f"{APP} printenv DB_TIMEOUT || true") == ""
 
 
 def test_check_finds_an_update_that_lost_the_database(client: str) -> None:
     """Kubernetes' readiness probe asks /health, so it does not notice."""
-    assert run("Check the update") == "ready\n\n"
-    sh(f"{KUBECTL} set env deployment/app DB_HOST=127.0.0.1")
-    sh(f"{KUBECTL} rollout status deployment/app")
-    until(settled, "settled", 120)
-    with pytest.raises(AssertionError, match="HTTP Error 503"):
+    assert run("Check the update") == "ready\n"
+    change("kustomization.yml", "DB_HOST=db", "DB_HOST=127.0.0.1")
+    run("Update")
+    settle()
+    with pytest.raises(AssertionError, match="unable to handle the request"):
         run("Check the update")
-    run("Go back to the version before")
-    until(settled, "settled", 120)
-    assert run("Check the update") == "ready\n\n"
+    change("kustomization.yml", "DB_HOST=127.0.0.1", "DB_HOST=db")
+    run("Update")
+    settle()
+    assert run("Check the update") == "ready\n"
 
 
 def test_users_sh_refuses_to_rotate(client: str) -> None:
@@ -225,22 +256,19 @@ def test_users_sh_refuses_to_rotate(client: str) -> None:
 
 
 def test_rotation_fails_no_request(client: str, report: Report) -> None:
-    before = settled()
     password = sh(f"{APP} cat /run/secrets/app/password")
     with busy(report, "rotation of the passwords"):
-        run("Rotate the passwords")
-    assert settled() == before
+        run("Rotate the passwords", "End the old passwords")
+        settle()
     assert sh(f"{APP} cat /run/secrets/app/password") != password
     assert sh(f'{DB} as-root.sh mysql -Ne "{TWO_PASSWORDS}"') == "0\n"
-    sh(f"{DB} probe-db.sh")  # it logs in with the new password
-    run("Update")
-    wait_for_seeder()  # it has logged in with the new password
+    run("Fill the table")  # the seeder logs in with its new password
 
 
 def test_evictions_take_one_pod_at_a_time(client: str, report: Report) -> None:
     refused = 0
     with busy(report, "three evictions"):
-        for pod in settled():
+        for pod in settle():
             body = {
                 "apiVersion": "policy/v1",
                 "kind": "Eviction",
@@ -250,7 +278,7 @@ def test_evictions_take_one_pod_at_a_time(client: str, report: Report) -> None:
             answer = sh(f"kubectl create --raw {path} -f - 2>&1 || true", json.dumps(body))
             if "disruption budget" in answer:
                 refused += 1
-        until(settled, "settled", 120)
+        until(ready_pods, "ready", 120)
     assert refused == 2
 
 
@@ -271,31 +299,31 @@ def test_forwarded_port_comes_back_after_a_heal(client: str, report: Report) -> 
 
 
 def test_five_heals_of_one_pod_fail_no_request(client: str, report: Report) -> None:
-    pods = until(settled, "settled", 120)
+    pods = settle()
     pod = min(pods, key=pods.__getitem__)  # the one that was not healed yet
     for number in range(1, 6):
+        restarts = settle()[pod]
         with busy(report, f"heal {number} of one pod"):
-            heal(pod)
+            heal(pod, restarts)
 
 
 @pytest.mark.parametrize("loss", ["exec db-0 -- sh -c 'kill -ABRT 1' || true", "delete pod db-0"])
 def test_lost_database_restarts_no_server(client: str, report: Report, loss: str) -> None:
-    before = settled()
+    before = settle()
     rows = run("Ask the database as root")
     began = time.monotonic()
     with subprocess.Popen(["bash", "-c", f"{KUBECTL} {loss}"], stdout=subprocess.DEVNULL):
         until(lambda: "The database does not answer." in page(), "lost")
-        assert settled() == before
         until(lambda: "account50@example.com" in page(), "back", 120)
         report(f"{loss}: pages again after {time.monotonic() - began:.1f} s")
     sh(f"{KUBECTL} rollout status statefulset/db")
-    assert settled() == before
+    assert ready_pods() == before
     assert run("Ask the database as root") == rows
 
 
 def test_logs_of_all_replicas_are_there(client: str) -> None:
     log = run("Read the log of all replicas")
-    for pod in settled():
+    for pod in settle():
         assert f"[pod/{pod}/app]" in log
 
 
@@ -305,10 +333,23 @@ def test_pods_are_listed(client: str) -> None:
     assert "db-0" in sh(command)
 
 
+def test_service_of_an_earlier_version_gets_an_address(client: str) -> None:
+    """`kubectl apply` alone leaves a Service as it is that has no address."""
+    rows = run("Ask the database as root")
+    sh(f"{KUBECTL} delete service db")
+    sh(f"{KUBECTL} create service clusterip db --clusterip=None --tcp=3306 --save-config")
+    run("Update")
+    address = f"{KUBECTL} get service db --output jsonpath='{{.spec.clusterIP}}'"
+    assert sh(address) == "None"
+    run("Come from an earlier version")
+    assert sh(address) != "None"
+    assert run("Ask the database as root") == rows
+
+
 def test_requests_fail_without_drain(client: str, report: Report) -> None:
-    sh(f"{KUBECTL} set env deployment/app DRAIN=0")
-    sh(f"{KUBECTL} rollout status deployment/app")
-    until(settled, "settled", 120)
+    change("app.yml", 'DRAIN, value: "5"', 'DRAIN, value: "0"')
+    run("Update")
+    settle()
     with (
         pytest.raises(RequestsFailed),
         busy(report, "rolling restart with DRAIN=0"),
