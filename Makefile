@@ -33,7 +33,7 @@ check: .venv .venv-check ## format, lint, types
 local: database .venv ## the stack without Docker: a private database, seeder, server, healer
 	@$(RUN)python -m tools.local
 
-cluster: .venv ## the tests of deploy/kubernetes.yml, on the cluster that kubectl reaches
+cluster: .venv ## the tests of deploy/kubernetes, on the cluster that kubectl reaches
 	CLUSTER=1 $(RUN)pytest tests/platforms/test_cluster.py
 
 screenshots: .venv ## the pictures in docs/

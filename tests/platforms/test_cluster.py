@@ -341,7 +341,7 @@ def test_service_of_an_earlier_version_gets_an_address(client: str) -> None:
     run("Update")
     address = f"{KUBECTL} get service db --output jsonpath='{{.spec.clusterIP}}'"
     assert sh(address) == "None"
-    run("Come from an earlier version")
+    run("Come from an earlier version", "Update")
     assert sh(address) != "None"
     assert run("Ask the database as root") == rows
 
