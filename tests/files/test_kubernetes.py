@@ -8,7 +8,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from run import SHUTDOWN_TIMEOUT
+from server import SHUTDOWN_TIMEOUT
 from settings import Settings
 from tests.documents import Document
 from tests.manifest import (
