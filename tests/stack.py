@@ -19,7 +19,12 @@ from tools.waiting import free_port, get, until
 
 IMAGES = ("db", "seeder", "app")  # what the Dockerfile makes
 IGNORED_BY_GIT = (ROOT / ".gitignore").read_text().replace("/\n", "\n").split()
-NOT_COPIED = (".git", *IGNORED_BY_GIT)
+
+
+def copy_project(folder: Path, source: Path = ROOT) -> None:
+    """Copy the project, as Git knows it, into a folder."""
+    ignored = shutil.ignore_patterns(".git", *IGNORED_BY_GIT)
+    shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
 
 
 def docker(*arguments: str, cwd: Path = ROOT, env: Mapping[str, str] = os.environ) -> str:
@@ -62,12 +67,16 @@ class Stack:
 
     def __init__(self, folder: Path, source: Path = ROOT, **settings: str) -> None:
         require_engine()
-        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        copy_project(folder, source)
         self.folder = folder
         self.port = free_port()
         self.name = f"cct-test-{self.port}"
-        names = {"COMPOSE_PROJECT_NAME": self.name, "APP_PORT": str(self.port)}
-        self.env = os.environ | names | settings
+        own = {
+            "COMPOSE_PROJECT_NAME": self.name,
+            "APP_PORT": str(self.port),
+            "AUTOHEAL_LABEL": self.name,  # else the healers of other stacks restart app, too
+        }
+        self.env = os.environ | own | settings
 
     def docker(self, *arguments: str) -> str:
         """Run a docker command in the folder, with the settings."""
@@ -84,6 +93,12 @@ class Stack:
     def up(self) -> None:
         """Start everything, and wait until it is healthy. Compose builds missing images."""
         self.compose("up", "-d", "--wait")
+
+    def renew(self) -> None:
+        """Start everything again from nothing: files, images, volumes and containers."""
+        self.compose("down", "-v", "-t", "2", "--remove-orphans")
+        copy_project(self.folder)
+        self.compose("up", "-d", "--build", "--wait")
 
     def down(self) -> None:
         """Remove the containers, volumes, networks and images of the stack."""

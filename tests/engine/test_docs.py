@@ -1,7 +1,6 @@
 """The documents are true: commands print what the document shows."""
 
 import re
-import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 
 from tests.documents import BLOCK, commands_of
 from tests.shell import run_command
-from tests.stack import NOT_COPIED, docker, require_engine
+from tests.stack import copy_project, docker, require_engine
 from tools import ROOT
 
 EXECUTED = ["README.md", "docs/tour.md", "docs/tasks.md"]
@@ -44,12 +43,13 @@ def require_free_names() -> None:
 
 
 @pytest.fixture
-def clone(tmp_path: Path) -> Iterator[Path]:
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Copy the project for a document; remove its stack at the end."""
     require_engine()
     require_free_names()
+    monkeypatch.setenv("AUTOHEAL_LABEL", PROJECT)  # other tests may have the default label
     folder = tmp_path / "cct"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    copy_project(folder)
     try:
         yield folder
     finally:

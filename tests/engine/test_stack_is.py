@@ -102,7 +102,12 @@ def test_service_has_limits_and_a_log_that_rotates(stack: Stack, service: str) -
     host = stack.inspect(service)["HostConfig"]
     assert host["Memory"] > 0
     assert host["PidsLimit"] > 0
-    assert host["LogConfig"]["Type"] == "local"
+    assert host["LogConfig"] == {"Type": "local", "Config": {"mode": "non-blocking"}}
+
+
+def test_database_has_a_minute_to_stop(stack: Stack) -> None:
+    """After it, the engine kills. In the default 10 s, a busy MySQL may not end."""
+    assert stack.inspect("db")["Config"]["StopTimeout"] >= 60
 
 
 @pytest.mark.parametrize("service", SERVICES)
