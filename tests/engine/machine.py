@@ -63,6 +63,10 @@ class Machine(Stack):
         wait = "while kill -0 $pid 2>/dev/null; do sleep 0.1; done"
         self.on_machine(f"pid=$(cat /var/run/docker.pid) && kill $pid && {wait}")
 
+    def kill_engine(self) -> None:
+        """Kill the engine alone. The containers go on."""
+        self.on_machine("kill -KILL $(cat /var/run/docker.pid)")
+
     def lose_power(self) -> None:
         """Kill everything on the machine at once. Then start the machine, but not its engine."""
         docker("kill", self.name)

@@ -12,6 +12,7 @@ from tests.conftest import Report
 from tests.engine.clients import load
 from tests.engine.machine import Machine, running_machine
 from tests.stack import gateway
+from tools.waiting import until
 
 # The engine gives IPv6 to new networks, and maps root of the containers to another user.
 OPTIONS = (
@@ -97,9 +98,26 @@ def test_engine_stopped(machine: Machine, report: Report) -> None:
 
 
 def test_engine_killed(machine: Machine, report: Report) -> None:
-    """Like a power cut: the engine and the containers end at once."""
+    """The containers outlive their engine. The next engine stops them, and starts them again."""
     with engine_fault(machine, report):
+        machine.kill_engine()
+
+
+def test_power_cut_during_a_heal(machine: Machine, report: Report) -> None:
+    """A server that hangs takes 10 s to stop. In that time, everything ends at once."""
+    heals = machine.count_heals()
+    with engine_fault(machine, report):
+        machine.in_server("kill -STOP $pid")
+        until(lambda: machine.count_heals() > heals, "stopping")
         machine.lose_power()
+
+
+def test_stopped_stack_starts_with_the_engine(machine: Machine) -> None:
+    """docs/tasks.md says so: it is the price of the two tests above."""
+    machine.compose("stop")
+    machine.stop_engine()
+    machine.start_engine(*OPTIONS)
+    wait_until_healthy(machine)
 
 
 def test_healer_survives_an_engine_with_live_restore(machine: Machine) -> None:
