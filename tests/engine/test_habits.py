@@ -44,30 +44,26 @@ def image(stack: Stack, service: str) -> str:
 
 
 def test_second_copy_lives_beside_the_first(stack: Stack, tmp_path: Path) -> None:
+    """The command of docs/tasks.md gives the copy its own name, port and label."""
     source = shutil.copytree(stack.folder, tmp_path / "source")
     make_odd_clone(source, tmp_path / "clone")
-    second = Stack(tmp_path / "cct", tmp_path / "clone")
-    commands = TASKS.commands("Run a second copy").replace("5001", str(second.port))
-    start, remove = commands.replace("cct2", second.name).splitlines()
+    second = Stack(tmp_path / "cct", tmp_path / "clone", AUTOHEAL_LABEL=stack.name)
+    start = TASKS.commands("Run a second copy").replace("5001", str(second.port))
     try:
-        second.shell(start)
+        second.shell(start.replace("cct2", second.name))
         second.sql("UPDATE accounts SET name = 'second' WHERE id = 1")
         assert second.page()["accounts"][0]["name"] == "second"
         assert stack.page()["accounts"][0]["name"] != "second"
         for service in ("db", "seeder", "app"):
             assert image(stack, service) != image(second, service)
 
-        stack.compose("stop", "autoheal")
-        stack.get("/make-unhealthy")
-        until(lambda: stack.health() == "unhealthy", "unhealthy")
-        started = second.started()
+        second.docker("stop", second.container("autoheal"))
         second.get("/make-unhealthy")
-        until(lambda: second.started() != started, "healed by its own healer")
-        assert stack.health() == "unhealthy"  # the other's healer leaves it alone
-        stack.compose("start", "autoheal")
-        stack.wait_until_healthy()
+        until(lambda: second.health() == "unhealthy", "unhealthy")
+        stack.heal()
+        assert second.health() == "unhealthy"  # the healer of the first leaves it alone
     finally:
-        second.shell(remove)
+        second.down()
     assert len(stack.page()["accounts"]) == 50
 
 

@@ -22,12 +22,24 @@ OPTIONS = (
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def shared_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """Yield a machine whose stack is open to the network (APP_ADDRESS=0.0.0.0)."""
     with running_machine(tmp_path_factory.mktemp("machine") / "cct") as machine:
         machine.start_engine(*OPTIONS)
         machine.up()
         yield machine
+
+
+@pytest.fixture
+def machine(shared_machine: Machine, request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """Yield the machine. After a test that failed, start its engine and its stack anew."""
+    failures = request.session.testsfailed
+    yield shared_machine
+    if request.session.testsfailed > failures:
+        shared_machine.lose_power()
+        shared_machine.start_engine(*OPTIONS)
+        shared_machine.compose("down", "-v")
+        shared_machine.up()
 
 
 def test_opened_stack_serves_the_network(machine: Machine) -> None:

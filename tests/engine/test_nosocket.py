@@ -14,8 +14,9 @@ NOSOCKET = "docker-compose.yml:deploy/docker-compose.nosocket.yml"
 
 
 @pytest.fixture(scope="module")
-def nosocket(stack: Stack) -> Iterator[Stack]:
+def nosocket(shared_stack: Stack) -> Iterator[Stack]:
     """Yield the stack without a healer, as the commands of docs/tasks.md start it."""
+    stack = shared_stack
     stack.shell(TASKS.commands("Heal without the socket"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(stack.env, "COMPOSE_FILE", NOSOCKET)
