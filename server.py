@@ -80,7 +80,7 @@ PAGE_SIZE = 50
 FILES = Path(__file__).with_name("page")
 TEMPLATE = Template((FILES / "page.html").read_text())  # a literal $ is $$ there
 ERROR_TEMPLATE = Template((FILES / "error.html").read_text())
-BUTTON = '<form method="post" action="make-unhealthy"><button>Make unhealthy</button></form>'
+BUTTON = (FILES / "button.html").read_text()
 REFRESH = '<noscript><meta http-equiv="refresh" content="5"></noscript>'
 
 
@@ -106,6 +106,9 @@ class Page:
 @lru_cache(maxsize=64)
 def render_html(page: Page, state: State, button: str) -> bytes:
     """Return a page for people."""
+    note = page.error
+    if page.error and not state.reason:
+        note += " The server is healthy, so nothing restarts it."
     return TEMPLATE.substitute(
         refresh=REFRESH if state.reason or page.error else "",
         container=html.escape(state.container),
@@ -113,7 +116,8 @@ def render_html(page: Page, state: State, button: str) -> bytes:
         health="unhealthy" if state.reason else "healthy",
         reason=html.escape(state.reason),
         probe="none yet" if state.probe_age is None else f"{state.probe_age} s ago",
-        database="no answer" if page.error else "answers",
+        database="error" if page.error else "answers",
+        note=note,
         button=button,
         message=page.error or describe(page),
         rows="\n".join(render_row(account) for account in page.accounts),

@@ -4,22 +4,20 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserType, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 OpenPage = Callable[..., Page]
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-# The same browser without windows needs half the CPU time. It reads no settings of a user.
-HEADLESS = ("chromium-headless-shell", *CHROMIUM)
+# The first one has no windows, and needs half the CPU time.
+CHROMIUM = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 
-def find_browser(names: tuple[str, ...]) -> str:
+def find_browser() -> str:
     """Return the path of a browser; skip the test without one."""
-    for name in names:
+    for name in CHROMIUM:
         path = shutil.which(name)
         if path:
             return path
@@ -27,44 +25,30 @@ def find_browser(names: tuple[str, ...]) -> str:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[BrowserType]:
-    """Start Playwright; yield its launcher of Chromium."""
-    find_browser(HEADLESS)
-    expect.set_options(timeout=30_000)  # a busy machine is slow
-    with sync_playwright() as playwright:
-        yield playwright.chromium
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: BrowserType) -> Iterator[Browser]:
+def browser() -> Iterator[Browser]:
     """Yield a browser. The tests of a file share the browser; each has its own profile."""
-    with chromium.launch(executable_path=find_browser(HEADLESS)) as browser:
+    program = find_browser()
+    expect.set_options(timeout=30_000)  # a busy machine is slow
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=program) as browser,
+    ):
         yield browser
 
 
 @pytest.fixture
-def open_page(chromium: BrowserType, browser: Browser) -> Iterator[OpenPage]:
+def open_page(browser: Browser) -> Iterator[OpenPage]:
     """Yield a function that opens a page of a port.
 
     The test fails if the console has a message: an error of the script, or a violation of the
-    Content-Security-Policy. With `profile`, a folder with a user's data, the page
-    opens in a separate browser.
+    Content-Security-Policy.
     """
     said: list[str] = []
     with ExitStack() as contexts:
 
-        def open_path(
-            port: int, path: str = "/", profile: Path | None = None, **options: Any
-        ) -> Page:
+        def open_path(port: int, path: str = "/", **options: Any) -> Page:
             options["base_url"] = f"http://127.0.0.1:{port}"
-            if profile:
-                program = find_browser(CHROMIUM)
-                context = chromium.launch_persistent_context(
-                    profile, executable_path=program, **options
-                )
-            else:
-                context = browser.new_context(**options)
-            contexts.enter_context(context)
+            context = contexts.enter_context(browser.new_context(**options))
             page = context.new_page()
             page.on("console", lambda message: said.append(message.text))
             page.on("pageerror", lambda error: said.append(str(error)))
@@ -80,11 +64,31 @@ def open_page(chromium: BrowserType, browser: Browser) -> Iterator[OpenPage]:
 
 def steps(page: Page) -> list[str]:
     """Return the steps of the heal without their times."""
-    texts = page.get_by_role("listitem").all_text_contents()
-    return [re.sub(r"^\d+\.\d s: ", "", text) for text in texts]
+    return re.sub(r"(?m)^\d+\.\d s\t", "", page.locator("#steps").inner_text()).splitlines()
 
 
 def press(page: Page) -> None:
     """Press the button, and wait for the first step."""
     page.get_by_role("button").click()
-    expect(page.get_by_text("made unhealthy")).to_be_visible()
+    expect(page.get_by_role("log")).to_contain_text("made unhealthy")
+
+
+def expect_state(page: Page, word: str, seconds: float = 30) -> None:
+    """Wait for a state, on the page and in the title of its tab."""
+    expect(page.locator("#health")).to_have_text(word, timeout=seconds * 1000)
+    expect(page).to_have_title(f"{word} · Accounts")
+
+
+def hide(page: Page) -> None:
+    """Hide the tab.
+
+    Playwright keeps every tab visible, so this function sets `document.hidden` itself.
+    """
+    page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+
+def bring_back(page: Page) -> None:
+    """Show the tab again."""
+    page.evaluate("delete document.hidden")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser import browser, chromium, open_page  # noqa: F401, fixtures
+from tests.browser import browser, open_page  # noqa: F401, fixtures
 
 Report = Callable[[str], None]
 

@@ -5,17 +5,21 @@ import signal
 from typing import Literal
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, Route, ViewportSize, expect
 
-from database import MAX_ID
+from server import MAX_ID
 from tests.app.conftest import ServerProcess, StartServer
-from tests.browser import OpenPage, press
+from tests.browser import OpenPage, expect_state, press
+from tools import ROOT
 from tools.private_database import PrivateDatabase
 
+LOST = "The database does not answer."
 TEXT_COLORS: dict[Literal["light", "dark"], str] = {
     "light": "rgb(0, 0, 0)",
     "dark": "rgb(255, 255, 255)",
 }
+PHONE: ViewportSize = {"width": 390, "height": 844}
+SMALL_PHONE: ViewportSize = {"width": 320, "height": 568}
 
 
 def audit(page: Page) -> None:
@@ -30,40 +34,131 @@ def audit(page: Page) -> None:
 # What people see and do
 
 
-def test_audit_finds_nothing_in_light_and_dark(server: ServerProcess, open_page: OpenPage) -> None:
-    page = open_page(server.port, "/?after=50")
+def test_every_state_passes_an_audit_and_moves_nothing(
+    database: PrivateDatabase,
+    server: ServerProcess,
+    start_server: StartServer,
+    open_page: OpenPage,
+) -> None:
+    page = open_page(server.port, viewport=PHONE)
+    reason = page.locator("#reason")
+    expect_state(page, "healthy")
     audit(page)
+    place = page.get_by_role("table").bounding_box()
+
+    with database.hanging():
+        note = page.get_by_text(f"{LOST} The server is healthy, so nothing restarts it.")
+        expect(note).to_be_visible()
+        expect(page.locator("#database")).to_have_text("error")
+        audit(page)
+        assert page.get_by_role("table").bounding_box() == place
+    expect(page.locator("#database")).to_have_text("answers")
+
     press(page)
-    expect(page.locator("#health")).to_have_text(re.compile("^unhealthy since"))
+    expect_state(page, "unhealthy")
+    expect(reason).to_have_text(re.compile("^unhealthy since .*: POST /make-unhealthy from"))
     audit(page)
+    assert page.get_by_role("table").bounding_box() == place
+
+    for _ in range(3):
+        server.get("/health", user_agent="cct-probe")
+    expect(page.get_by_role("log")).to_contain_text("probe 3 failed")
+    server.kill()
+    expect_state(page, "restarting")
+    expect(reason).to_have_text("The server does not answer.")
+    audit(page)
+    assert page.get_by_role("table").bounding_box() == place
+
+    second = start_server(PORT=str(server.port))
+    expect_state(page, "healthy")
+    expect(reason).to_be_empty()
+    audit(page)
+    assert page.get_by_role("table").bounding_box() == place
+
+    second.kill()
+    expect_state(page, "no answer")
+    audit(page)
+    assert page.get_by_role("table").bounding_box() == place
 
 
-def test_keyboard_turns_pages_and_presses_the_button(
-    server: ServerProcess, open_page: OpenPage
+def test_heartbeat_shows_the_last_probe(server: ServerProcess, open_page: OpenPage) -> None:
+    page = open_page(server.port)
+    expect(page.locator("#probe")).to_have_text("none yet")
+    server.get("/health")  # not by the engine
+    server.get("/health", user_agent="cct-probe")
+    for seconds in (1, 2, 3):
+        expect(page.locator("#probe")).to_have_text(f"{seconds} s ago")
+
+
+def test_keyboard_turns_pages_and_keeps_its_place(
+    server: ServerProcess, start_server: StartServer, open_page: OpenPage
 ) -> None:
     page = open_page(server.port, "/?after=50")
-    for tabs, after in ((3, 100), (2, 50), (2, 0)):  # the button, Previous, Next
+    for tabs, address in ((3, "/?after=100"), (2, "/")):  # the button, First, Next
         for _ in range(tabs):
             page.keyboard.press("Tab")
         page.keyboard.press("Enter")
-        page.wait_for_url(f"/?after={after}")
+        page.wait_for_url(address)
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("listitem")).to_have_text([re.compile("made unhealthy")])
+    expect_state(page, "unhealthy")
+    button = page.get_by_role("button", name="Make unhealthy")
+    expect(button).to_be_disabled()
+    expect(button).to_be_focused()
+    page.keyboard.press("Enter")  # does nothing
+    server.kill()
+    start_server(PORT=str(server.port))
+    expect_state(page, "healthy")
+    expect(button).to_be_enabled()
+    expect(button).to_be_focused()
 
 
-def test_everything_works_without_javascript(server: ServerProcess, open_page: OpenPage) -> None:
+def test_everything_but_the_steps_works_without_javascript(
+    database: PrivateDatabase, server: ServerProcess, open_page: OpenPage
+) -> None:
     page = open_page(server.port, java_script_enabled=False)
     page.get_by_role("link", name="Next").click()
     table = page.get_by_role("table", name="Accounts from id 51 to id 100")
     expect(table.get_by_role("columnheader")).to_have_text(["Id", "Name", "Email"])
     expect(table.get_by_role("rowheader")).to_have_count(50)
+    with database.hanging():
+        page.reload()
+        expect(page.locator("#note")).to_contain_text(LOST)
+        expect(page.get_by_role("table")).to_be_hidden()
+    expect(table).to_be_visible()  # the page asks again by itself
     page.get_by_role("button", name="Make unhealthy").click()
     page.wait_for_url("/")
+    expect_state(page, "unhealthy")
     expect(page.get_by_text("unhealthy since")).to_be_visible()
+    with page.expect_navigation(url="/"):
+        server.get("/health", user_agent="cct-probe")
+    expect(page.locator("#probe")).to_contain_text("s ago")
 
 
-def test_hostile_values_are_text_and_fit_320_pixels(
+def test_curl_shows_the_state_and_accounts_in_thirty_lines(server: ServerProcess) -> None:
+    _, text = server.get("/")
+    lines = "\n".join(text.splitlines()[:30])
+    for part in ('"container">', ">healthy<", "<td>1</td>", "<td>2</td>"):
+        assert part in lines
+    files = [(ROOT / "page" / name).read_bytes() for name in ("page.css", "page.js")]
+    assert len(text.encode()) + len(b"".join(files)) <= 16_000
+
+
+# On a phone
+
+
+def test_rows_are_one_line_on_a_phone(server: ServerProcess, open_page: OpenPage) -> None:
+    page = open_page(server.port, viewport=PHONE)
+    heights = page.evaluate("[...document.querySelectorAll('tr')].map(row => row.offsetHeight)")
+    assert len(set(heights)) <= 2, heights  # the head has no line above
+    page.set_viewport_size(SMALL_PHONE)
+    lines = "cell => { const range = new Range(); range.selectNodeContents(cell);"
+    lines += "return range.getClientRects().length }"
+    for address in page.locator("td:last-child").all():
+        assert address.evaluate(lines) == 1
+
+
+def test_hostile_values_are_text_and_fit_a_small_phone(
     database: PrivateDatabase, server: ServerProcess, open_page: OpenPage
 ) -> None:
     values = [
@@ -77,46 +172,18 @@ def test_hostile_values_are_text_and_fit_320_pixels(
     for value in values:
         database.sql("INSERT INTO cct.accounts (name, email) VALUES (%s, %s)", value, value)
     database.sql("INSERT INTO cct.accounts VALUES (%s, 'last', 'last')", MAX_ID)
-    page = open_page(server.port, "/?after=120", viewport={"width": 320, "height": 568})
+    page = open_page(server.port, "/?after=120", viewport=SMALL_PHONE)
     assert page.get_by_role("rowheader").all_text_contents() == [*values, "last"]
     assert page.locator("td:last-child").all_text_contents() == [*values, "last"]
-    assert page.evaluate("document.scrollingElement.scrollWidth") <= 320
+    page.goto("/?after=126")
     last_id = page.get_by_role("cell", name=str(MAX_ID))
     assert last_id.evaluate("cell => cell.scrollHeight") < 48, "the id is broken into lines"
-
-
-def test_lost_database_has_its_own_page(
-    database: PrivateDatabase, server: ServerProcess, open_page: OpenPage
-) -> None:
-    with database.hanging():
-        page = open_page(server.port)
-        expect(page.get_by_role("heading")).to_have_text("No accounts")
-        sentence = page.get_by_text("The database does not answer. Try again in a few seconds.")
-        expect(sentence).to_have_css("color", TEXT_COLORS["light"])  # not dimmed
-        expect(page.get_by_role("table")).to_be_hidden()
-        audit(page)
-    page.reload()
-    expect(page.get_by_role("heading")).to_have_text("Accounts")
+    database.sql("DELETE FROM cct.accounts WHERE id = %s", MAX_ID)
+    page.goto("/?after=120")
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 320
 
 
 # The button
-
-
-def test_button_without_a_server_says_no_answer(
-    server: ServerProcess, start_server: StartServer, open_page: OpenPage
-) -> None:
-    page = open_page(server.port)
-    server.kill()
-    page.get_by_role("button").click()
-    expect(page.get_by_role("listitem")).to_have_text(["no answer"])
-    page.get_by_role("button").click()
-    expect(page.get_by_role("listitem")).to_have_text(["no answer"])
-    audit(page)
-
-    start_server(PORT=str(server.port))
-    page.reload()  # which repeats no POST
-    expect(page.locator("#health")).to_have_text("healthy")
-    press(page)
 
 
 def test_button_of_a_hung_server_says_no_answer(server: ServerProcess, open_page: OpenPage) -> None:
@@ -124,8 +191,28 @@ def test_button_of_a_hung_server_says_no_answer(server: ServerProcess, open_page
     server.process.send_signal(signal.SIGSTOP)
     page.get_by_role("button").click()
     expect(page.get_by_role("button")).to_be_disabled()
-    expect(page.get_by_text("no answer")).to_be_visible()
-    expect(page.get_by_role("button")).to_be_enabled()
+    expect_state(page, "no answer")
+    server.process.send_signal(signal.SIGCONT)
+    expect(page.get_by_role("button")).to_be_disabled()
+    expect_state(page, "unhealthy")  # the request waited
+
+
+def test_page_works_behind_a_path_of_a_proxy(server: ServerProcess, open_page: OpenPage) -> None:
+    def forward(route: Route) -> None:
+        url = route.request.url.replace("/cct/", "/")
+        route.fulfill(response=route.fetch(url=url, max_redirects=0))
+
+    page = open_page(server.port, "/health")
+    page.route("/cct/**", forward)
+    page.goto("/cct/")
+    expect(page.locator("header")).to_have_css("border-left-width", "8px")  # has its style
+    press(page)
+    expect_state(page, "unhealthy")
+    page.get_by_role("link", name="Next").click()
+    page.wait_for_url("/cct/?after=50")
+    page.goto("/cct/nothing/here")
+    page.get_by_role("link", name="Back").click()
+    page.wait_for_url("/cct/")
 
 
 def test_button_behind_a_proxy_that_rewrites_host_says_why(
@@ -138,8 +225,8 @@ def test_button_behind_a_proxy_that_rewrites_host_says_why(
     page = open_page(server.port)
     page.route("/make-unhealthy", rewrite)
     page.get_by_role("button").click()
-    sentence = "/make-unhealthy takes no requests from other sites. A proxy must forward Host."
-    expect(page.get_by_role("listitem")).to_contain_text([sentence])
+    sentence = "/make-unhealthy takes no requests from other sites. A proxy must forward Host"
+    expect(page.get_by_role("log")).to_contain_text(sentence)
     expect(page.get_by_role("button")).to_be_enabled()
     assert server.get("/health") == (200, "healthy\n")
 
@@ -150,9 +237,9 @@ def test_button_that_was_turned_off_says_so(
     page = open_page(server.port)
     server.kill()
     start_server(PORT=str(server.port), MAKE_UNHEALTHY="off")
+    expect_state(page, "healthy")
     page.get_by_role("button").click()
-    expect(page.get_by_role("listitem")).to_have_text(
-        ["There is nothing here. Try /, /health or /ready."]
-    )
+    expect(page.get_by_role("log")).to_have_text(re.compile("^404"))
     page.reload()
     expect(page.get_by_role("button")).to_have_count(0)
+    expect(page.get_by_text("button")).to_have_count(0)
