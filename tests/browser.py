@@ -70,7 +70,12 @@ def steps(page: Page) -> list[str]:
 def press(page: Page) -> None:
     """Press the button, and wait for the first step."""
     page.get_by_role("button").click()
-    expect(page.get_by_role("log")).to_contain_text("made unhealthy")
+    expect_last_step(page, "made unhealthy")
+
+
+def expect_last_step(page: Page, step: str) -> None:
+    """Wait for a step, given as a pattern."""
+    expect(page.get_by_role("log")).to_have_text(re.compile(rf"{step}\s*$"))
 
 
 def expect_state(page: Page, word: str, seconds: float = 30) -> None:

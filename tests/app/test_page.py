@@ -86,8 +86,8 @@ def test_heartbeat_shows_the_last_probe(server: ServerProcess, open_page: OpenPa
     expect(page.locator("#probe")).to_have_text("none yet")
     server.get("/health")  # not by the engine
     server.get("/health", user_agent="cct-probe")
-    for seconds in (1, 2, 3):
-        expect(page.locator("#probe")).to_have_text(f"{seconds} s ago")
+    for age in ("[0-2] s ago", "[3-9] s ago"):
+        expect(page.locator("#probe")).to_have_text(re.compile(age))
 
 
 def test_keyboard_turns_pages_and_keeps_its_place(
@@ -199,11 +199,14 @@ def test_button_of_a_hung_server_says_no_answer(server: ServerProcess, open_page
 
 def test_page_works_behind_a_path_of_a_proxy(server: ServerProcess, open_page: OpenPage) -> None:
     def forward(route: Route) -> None:
-        url = route.request.url.replace("/cct/", "/")
-        route.fulfill(response=route.fetch(url=url, max_redirects=0))
+        url = route.request.url
+        if "/cct/" in url:
+            route.fulfill(response=route.fetch(url=url.replace("/cct/", "/"), max_redirects=0))
+        else:
+            route.abort()  # belongs to another program
 
     page = open_page(server.port, "/health")
-    page.route("/cct/**", forward)
+    page.route("**/*", forward)
     page.goto("/cct/")
     expect(page.locator("header")).to_have_css("border-left-width", "8px")  # has its style
     press(page)

@@ -1,24 +1,18 @@
 """The page follows a heal, a restart and an outage, in a real browser."""
 
-import re
 import sys
 
 import pytest
-from playwright.sync_api import Error, Page, Route, expect
+from playwright.sync_api import Error, Route, expect
 
 from tests.app.conftest import ServerProcess, StartServer
-from tests.browser import OpenPage, bring_back, expect_state, hide, press, steps
+from tests.browser import OpenPage, bring_back, expect_last_step, expect_state, hide, press, steps
 from tools.private_database import PrivateDatabase
 
 
 def probe(server: ServerProcess) -> None:
     """Ask as the engine does."""
     server.get("/health", user_agent="cct-probe")
-
-
-def expect_last_step(page: Page, step: str) -> None:
-    """Wait for a step, a pattern."""
-    expect(page.get_by_role("log")).to_have_text(re.compile(rf"{step}\s*$"))
 
 
 def test_heal_is_told_whoever_set_the_flag(
