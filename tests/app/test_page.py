@@ -158,7 +158,7 @@ def test_rows_are_one_line_on_a_phone(server: ServerProcess, open_page: OpenPage
         assert address.evaluate(lines) == 1
 
 
-def test_hostile_values_are_text_and_fit_a_small_phone(
+def test_hostile_values_are_text_and_fit_320_pixels(
     database: PrivateDatabase, server: ServerProcess, open_page: OpenPage
 ) -> None:
     values = [

@@ -72,6 +72,8 @@ def test_whole_heal_is_shown(
     expect_healed(second)
     bring_back(hidden)
     expect(hidden.locator("#started")).not_to_have_text(before, timeout=SOON * 1000)
+    plain = plain.context.new_page()
+    plain.goto("/")
     expect_state(plain, "healthy")
     stack.wait_until_healthy()
 
