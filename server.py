@@ -550,8 +550,8 @@ async def limit_connections(runner: web.AppRunner) -> None:
         closing = {connection: task for connection, task in closing.items() if not task.done()}
         for connection in connections[: max(len(connections) - allowed // 2, 0)]:
             if connection not in closing:
-                shutdown = connection.shutdown(SHUTDOWN_TIMEOUT)
-                closing[connection] = asyncio.create_task(shutdown)
+                connection.close()  # without this, shutdown waits for an idle connection, too
+                closing[connection] = asyncio.create_task(connection.shutdown(SHUTDOWN_TIMEOUT))
         await asyncio.sleep(0.25)
 
 

@@ -27,11 +27,19 @@ StartServer = Callable[..., "ServerProcess"]
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
+JSON = "application/json"
+HTML = "text/html"
 ACCESS = re.compile(r"127\.0\.0\.1 \w+ '.*' \d+ \d+\.\d+ s")
 LISTENS = "0A"  # states in the kernel's table of connections
 IS_OVER = "06"
 FEW_DESCRIPTORS = "-S -n 1024"  # the server may raise this limit, as in a container
 SERVER = (sys.executable, f"{ROOT}/server.py")
+
+
+def server_with(**constants: float) -> tuple[str, ...]:
+    """Return the command that starts a server with other constants than those of server.py."""
+    changes = "".join(f"server.{name} = {value}; " for name, value in constants.items())
+    return (sys.executable, "-c", f"import server; {changes}server.main()")
 
 
 class ServerProcess:
@@ -105,6 +113,15 @@ class ServerProcess:
         self.process.wait()
 
 
+async def fetch(client: Client, path: str, status: int = 200, **headers: str) -> str:
+    """Return the text of an answer; assert its status. In `headers`, user_agent is User-Agent."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with client.get(path, headers=named, allow_redirects=False) as response:
+        text = await response.text()
+    assert response.status == status, text
+    return text
+
+
 @pytest.fixture(scope="session", autouse=True)
 def many_descriptors() -> None:
     """Let the tests and their attackers open many connections."""
@@ -140,7 +157,8 @@ def make_client(aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch) 
     async def make(settings: dict[str, str]) -> Client:
         monkeypatch.setattr("server.unhealthy_reason", "")
         monkeypatch.setattr("server.failed_probes", 0)
-        monkeypatch.setattr("server.stopping", False)
+        monkeypatch.setattr("server.last_probe", None)
+        monkeypatch.setattr("server.log_lines", [])
         return await aiohttp_client(make_app(Settings(settings)))
 
     return make

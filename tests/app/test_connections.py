@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from server import MAX_AHEAD
+MAX_AHEAD = 8
 from tests.app.attacks import LAST_PAGE, PAGE, attacked, open_connections
 from tests.app.conftest import ServerProcess, StartServer, linux
 from tools.waiting import until
@@ -48,7 +48,7 @@ def test_idle_and_slow_connections_stop_nobody(server: ServerProcess) -> None:
 
 def start_with_unread_timeout(start_server: StartServer, seconds: int) -> ServerProcess:
     """Start a server with a shorter UNREAD_TIMEOUT."""
-    code = f"import run, server; run.UNREAD_TIMEOUT = {seconds}; server.main()"
+    code = f"import server; server.UNREAD_TIMEOUT = {seconds}000; server.main()"
     return start_server(program=(sys.executable, "-c", code))
 
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
 from server_log import is_news
+
 from settings import TIME_FORMAT
 from tests.app.conftest import ServerProcess, StartServer
 from tools import ROOT

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from server import MAX_AHEAD
+MAX_AHEAD = 8
 from tests.app.attacks import (
     Attack,
     ask_for_random_pages,

@@ -7,8 +7,8 @@ from http.client import HTTPConnection
 
 import aiohttp
 import pytest
-
 from database import POOL_SIZE, QUERY, Database, Page, ReadError
+
 from settings import Settings
 from tests.app.conftest import ServerProcess, StartServer
 from tools.private_database import PrivateDatabase

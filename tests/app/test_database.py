@@ -9,9 +9,9 @@ from string import Template
 
 import pytest
 from asyncmy.errors import MySQLError
+from database import MAX_ID
 
 import server
-from database import MAX_ID
 from tests.app.conftest import Client, MakeClient
 from tools.private_database import PrivateDatabase
 
