@@ -24,9 +24,12 @@ from tools.waiting import free_port
 T = TypeVar("T")
 Rows = tuple[tuple[Any, ...], ...]
 
-CERTIFICATE = (
-    "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout key.pem -out cert.pem "
-    "-subj /CN=cct -addext subjectAltName=IP:127.0.0.1"
+REQUEST = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 "
+AUTHORITY = REQUEST + "-subj /CN=authority -keyout authority.key -out authority.pem"
+# As many private authorities do, this one leaves out the optional authority key identifier.
+CERTIFICATE = REQUEST + (
+    "-subj /CN=cct -keyout key.pem -out cert.pem -CA authority.pem -CAkey authority.key "
+    "-addext subjectAltName=IP:127.0.0.1 -addext authorityKeyIdentifier=none"
 )
 
 
@@ -44,6 +47,7 @@ class PrivateDatabase:
         if os.geteuid() == 0:
             self.options.append("--user=root")
         self.process: subprocess.Popen[bytes] | None = None
+        run(AUTHORITY.split(), folder)
         run(CERTIFICATE.split(), folder)
         if "MariaDB" in run([self.program, "--version"], folder):
             run(["mariadb-install-db", "--no-defaults", *self.options], folder)

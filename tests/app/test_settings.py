@@ -1,6 +1,5 @@
 """settings.py: valid values, and the messages for invalid ones."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from tools.private_database import PrivateDatabase
 from tools.waiting import until
 
 LOGIN = {"DB_USER": "app", "DB_PASSWORD": "secret"}
-GIGABYTE = 1 << 30
 
 
 def message(settings: dict[str, str]) -> object:
@@ -25,12 +23,6 @@ def password_file_message(file: Path) -> object:
     return message({"DB_USER": "app", "DB_PASSWORD_FILE": str(file)})
 
 
-def make_large(file: Path) -> None:
-    """Make a sparse file of a gigabyte."""
-    file.touch()
-    os.truncate(file, GIGABYTE)
-
-
 @pytest.mark.parametrize(
     ("setting", "value", "rule"),
     [
@@ -39,7 +31,7 @@ def make_large(file: Path) -> None:
         ("DRAIN", "301", "a number from 0 to 300"),
         ("DB_PORT", "65536", "a whole number from 1 to 65535"),
         ("DB_TIMEOUT", "nan", "a number from 0.1 to 60"),
-        ("SEED_ACCOUNTS", "-1", "a whole number from 0 to 100000000"),
+        ("SEED_ACCOUNTS", "-1", "a whole number from 0 to 10000000"),
         ("SEED_WAIT", "inf", "a number from 1 to 3600"),
         ("DB_TLS", "on", "required or verify-identity or disabled"),
         ("MAKE_UNHEALTHY", "no", "on or off"),
@@ -87,42 +79,34 @@ def test_missing_password_file_is_refused(tmp_path: Path) -> None:
     assert password_file_message(file) == f"DB_PASSWORD_FILE cannot be read: {reason}."
 
 
-@pytest.mark.parametrize("content", ["", "\n", "\r\n", "x" * 1025])
-def test_password_of_a_wrong_length_is_refused(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", ["", "\n", "\r\n"])
+def test_empty_password_file_is_refused(tmp_path: Path, content: str) -> None:
     file = tmp_path / "password"
     file.write_text(content)
-    reason = f"{file} must hold a password of 1 to 1024 bytes"
-    assert password_file_message(file) == f"DB_PASSWORD_FILE cannot be read: {reason}."
+    assert password_file_message(file) == f"DB_PASSWORD_FILE cannot be read: {file} is empty."
 
 
-def test_password_file_of_a_gigabyte_is_refused_quickly(tmp_path: Path) -> None:
-    file = tmp_path / "password"
-    make_large(file)
-    reason = f"{file} must hold a password of 1 to 1024 bytes"
-    assert password_file_message(file) == f"DB_PASSWORD_FILE cannot be read: {reason}."
-
-
-@pytest.mark.parametrize("kind", ["empty", "pipe", "gigabyte", "missing"])
-def test_password_file_that_goes_bad_is_a_503_in_time(
+@pytest.mark.parametrize("kind", ["empty", "missing", "folder"])
+def test_password_file_that_goes_bad_is_a_503_with_its_name(
     database: PrivateDatabase, start_server: StartServer, tmp_path: Path, kind: str
 ) -> None:
-    """The server stays alive, /health stays fast, and a good file ends the 503."""
+    """The server stays alive, and a good file ends the 503."""
     file = tmp_path / "password"
     file.write_text(database.passwords["app"])
     server = start_server(DB_PASSWORD="", DB_PASSWORD_FILE=str(file))
     file.unlink()
     if kind == "empty":
         file.touch()
-    elif kind == "pipe":
-        os.mkfifo(file)
-    elif kind == "gigabyte":
-        make_large(file)
+    elif kind == "folder":
+        file.mkdir()
 
-    status, page = server.get("/", 2)
+    assert server.get("/")[0] == 503
+    status, text = server.get("/ready")
     assert status == 503
-    assert "The database does not answer. Try again in a few seconds." in page
-    assert server.get("/health", 2) == (200, "healthy\n")
+    assert str(file) in text
+    assert server.get("/health") == (200, "healthy\n")
 
-    file.unlink(missing_ok=True)
+    if kind == "folder":
+        file.rmdir()
     file.write_text(database.passwords["app"])
     until(lambda: server.get()[0] == 200, "pages again", 5)

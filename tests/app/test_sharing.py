@@ -7,15 +7,12 @@ from http.client import HTTPConnection
 
 import aiohttp
 import pytest
-from database import POOL_SIZE, QUERY, Database, Page, ReadError
 
+from server import POOL_SIZE, QUERY, Accounts, Page
 from settings import Settings
-from tests.app.conftest import ServerProcess, StartServer
+from tests.app.conftest import HTML, JSON, ServerProcess, StartServer, server_with
 from tools.private_database import PrivateDatabase
 from tools.waiting import until
-
-HTML = "text/html"
-JSON = "application/json"
 
 
 @pytest.fixture
@@ -139,6 +136,23 @@ async def test_client_that_disconnects_fails_no_other_request(
     assert answers(early + late) == [200] * (POOL_SIZE + 1)
 
 
+async def test_client_that_is_cut_off_fails_no_other_request(
+    start_server: StartServer, database: PrivateDatabase
+) -> None:
+    """The oldest connection is closed in the middle of its request. Others share the read."""
+    program = server_with(SHUTDOWN_TIMEOUT=0.1, DESCRIPTORS=64)
+    server = start_server(program=program, DB_TIMEOUT="30")
+    async with locked_table(database):
+        clients = begin_all_queries(server, database) + ask(server, 3)
+        crowd = [connect(server) for _ in range(30)]  # 3 more than half of the descriptors
+        for client in clients[:3]:
+            with pytest.raises(OSError, match=r"closed|reset"):
+                await asyncio.to_thread(client.getresponse)
+    assert answers(clients[3:]) == [200, 200]
+    for client in crowd:
+        client.close()
+
+
 async def test_failed_query_fails_all_who_waited_for_it(
     server: ServerProcess, database: PrivateDatabase
 ) -> None:
@@ -156,87 +170,66 @@ async def test_failed_query_fails_all_who_waited_for_it(
     assert sorted(answers(early)) == [*[200] * (POOL_SIZE - 1), 503]
 
 
+# Accounts, without the web server
+
+
 @pytest.fixture
-def one_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give a Database one slot. If a read does not release the slot, no other read begins."""
-    monkeypatch.setattr("database.POOL_SIZE", 1)
+async def accounts(database: PrivateDatabase) -> AsyncIterator[Accounts]:
+    accounts = Accounts(Settings(database.env("app") | {"DB_TIMEOUT": "30"}))
+    yield accounts
+    accounts.pool.close()
+    await accounts.pool.wait_closed()
 
 
-async def cancel_request(reader: Database, turns: int) -> bool:
-    """Cancel one of three requests that share a read, after some turns of the loop.
+async def test_failed_read_removes_no_other_read_from_the_queue(
+    accounts: Accounts, database: PrivateDatabase
+) -> None:
+    """A read fails while another read of the same page is queued."""
 
-    Return whether the request was still running when it was cancelled. The other two must end:
-    with a page, or because their read was cancelled. The next request must get a page. Otherwise
-    raise AssertionError.
-    """
-    requests = [asyncio.create_task(reader.page(0)) for _ in range(3)]
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    was_open = requests[0].cancel()
-    results = await asyncio.gather(*requests, return_exceptions=True)
-    assert {type(result) for result in results} <= {asyncio.CancelledError, Page}
-    assert isinstance(await reader.page(0), Page)
-    assert reader.waiting == {}
-    return was_open
+    def read(after: int) -> asyncio.Task[Page]:
+        return asyncio.create_task(accounts.page(after))
 
-
-@pytest.mark.usefixtures("one_slot")
-async def test_cancel_while_connecting_leaves_nobody_waiting(database: PrivateDatabase) -> None:
-    turns = 0
-    was_open = True
-    while was_open:
-        reader = Database(Settings(database.env("app")))
-        was_open = await cancel_request(reader, turns)
-        await reader.close()
-        turns += 1
-    assert turns > 5
-
-
-@pytest.mark.usefixtures("one_slot")
-async def test_cancel_of_a_query_leaves_nobody_waiting(database: PrivateDatabase) -> None:
-    reader = Database(Settings(database.env("app")))
-    turns = 0
-    while await cancel_request(reader, turns):
-        turns += 1
-    assert turns > 3
-    await reader.close()
-
-
-@pytest.mark.usefixtures("one_slot")
-async def test_cancel_of_a_wait_leaves_nobody_waiting(database: PrivateDatabase) -> None:
-    reader = Database(Settings(database.env("app")))
-    turns = 0
-    was_open = True
-    while was_open:
-        other = asyncio.create_task(reader.page(60))  # has the only slot first
-        was_open = await cancel_request(reader, turns)
-        assert isinstance(await other, Page)
-        turns += 1
-    assert turns > 5
-    await reader.close()
-
-
-@pytest.mark.usefixtures("one_slot")
-async def test_wait_that_times_out_blocks_no_later_request(database: PrivateDatabase) -> None:
-    reader = Database(Settings(database.env("app") | {"DB_TIMEOUT": "1"}))
     async with locked_table(database):
-        requests = [reader.page(60), reader.page(0), reader.page(0)]  # the first has the slot
-        results = await asyncio.gather(*requests, return_exceptions=True)
-    assert [type(result) for result in results] == [ReadError] * 3
-    assert isinstance(await reader.page(0), Page)
-    await reader.close()
+        reads = []
+        for number in range(POOL_SIZE):
+            reads.append(read(0))
+            await asyncio.to_thread(wait_for_queries, database, number + 1)
+        reads += [read(60), read(0)]  # the first one gets the slot of the read that fails
+        database.sql(f"KILL {min(queries(database))}")
+        await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
+        assert list(accounts.queued) == [0]
+        reads.append(read(0))
+    pages = await asyncio.gather(*reads)
+    assert sorted(page.error == "" for page in pages) == [False, True, True, True, True]
+    assert pages[-1] is pages[-2]
+
+
+async def test_read_that_times_out_blocks_no_later_request(
+    accounts: Accounts, database: PrivateDatabase
+) -> None:
+    accounts.timeout = 0.5
+    async with locked_table(database):
+        pages = await asyncio.gather(*[accounts.page(after) for after in (60, 70, 0, 0)])
+    assert [page.error for page in pages] == ["The database does not answer."] * 4
+    assert accounts.queued == {}
+    assert (await accounts.page(0)).error == ""
+
+
+async def test_equal_rows_are_rendered_once(accounts: Accounts, database: PrivateDatabase) -> None:
+    page = await accounts.page(0)
+    assert await accounts.page(0) is page
+    database.sql("UPDATE cct.accounts SET name = 'changed' WHERE id = 1")
+    changed = await accounts.page(0)
+    assert changed is not page
+    assert changed.accounts[0].name == "changed"
 
 
 @pytest.mark.parametrize("after", [0, 60])
 async def test_query_is_a_key_range(
-    database: PrivateDatabase, monkeypatch: pytest.MonkeyPatch, after: int
+    accounts: Accounts, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     """A page costs the same at any size of the table."""
-    monkeypatch.setattr("database.QUERY", f"EXPLAIN FORMAT=TRADITIONAL {QUERY}")
-    reader = Database(Settings(database.env("app")))
-    halves = await reader.query(after)
-    await reader.close()
-    assert len(halves) == 2
-    for half in halves:
-        assert "range" in half
-        assert "PRIMARY" in half
+    monkeypatch.setattr("server.QUERY", f"EXPLAIN FORMAT=TRADITIONAL {QUERY}")
+    (plan,) = await accounts.query(after)
+    assert "range" in plan
+    assert "PRIMARY" in plan
