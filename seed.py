@@ -42,7 +42,7 @@ async def seed(settings: Settings) -> str:
         if await exists(cursor, "SELECT 1 FROM accounts LIMIT 1"):
             return "the table has rows already: nothing to do"
         try:
-            await fill(cursor, settings.seed_accounts)
+            await fill(cursor, settings)
         except IntegrityError:  # on Swarm two seeders can run at once; only one can insert id 1
             return "another seeder has filled the table: nothing to do"
     return f"inserted {settings.seed_accounts} accounts"
@@ -54,10 +54,7 @@ async def log_in(settings: Settings) -> Connection:
     while True:
         try:
             async with asyncio.timeout(settings.db_timeout):
-                # A database that falls silent later ends the seeder, too.
-                return await asyncmy.connect(
-                    read_timeout=settings.seed_wait, **settings.connect_arguments()
-                )
+                return await asyncmy.connect(**settings.connect_arguments())
         except (MySQLError, OSError) as error:
             is_refused = isinstance(error, MySQLError) and error.sqlstate  # waiting does not help
             if is_refused or time.monotonic() > deadline:
@@ -71,11 +68,12 @@ async def exists(cursor: Cursor, query: str) -> bool:
     return await cursor.fetchone() is not None
 
 
-async def fill(cursor: Cursor, count: int) -> None:
+async def fill(cursor: Cursor, settings: Settings) -> None:
     """Insert all accounts in one transaction: asyncmy begins one, COMMIT ends it."""
-    for first in range(1, count + 1, BATCH):
-        last = min(first + BATCH - 1, count)
-        await cursor.executemany(INSERT, [account(number) for number in range(first, last + 1)])
+    for first in range(1, settings.seed_accounts + 1, BATCH):
+        last = min(first + BATCH - 1, settings.seed_accounts)
+        async with asyncio.timeout(settings.seed_wait):  # the database may fall silent
+            await cursor.executemany(INSERT, [account(number) for number in range(first, last + 1)])
     await cursor.execute("COMMIT")
 
 
