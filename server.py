@@ -400,7 +400,8 @@ class Accounts:
         """Wait for a slot, query the database, and return the page or the error."""
         self.began = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(self.timeout):
+            # Python 3.11 can lose a timeout in the moment in which a connection opens.
+            async with asyncio.timeout(self.timeout + 1), asyncio.timeout(self.timeout):
                 try:
                     await self.slots.acquire()
                 finally:
@@ -582,9 +583,9 @@ async def serve(settings: Settings) -> None:
     stopping = True
     log_line("stopping")
     await asyncio.sleep(settings.drain)  # clients still come: they do not know yet
+    await runner.cleanup()
     for helper in helpers:
         helper.cancel()
-    await runner.cleanup()
     log_line("stopped")
 
 
