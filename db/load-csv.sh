@@ -1,17 +1,23 @@
 #!/usr/bin/env bash
-# Replace the accounts by a CSV file: docker compose exec -T db load-csv.sh <my.csv
+# Replace the accounts by a CSV file:
+#   docker compose exec -T db load-csv.sh $(wc -c <my.csv) <my.csv
+# The number of bytes tells a whole file from one whose sender was stopped.
 # shellcheck source=db/scratch.sh
 source scratch.sh
 
 columns=name,email
 
-# Read the input without what spreadsheets add: a byte order mark, and \r at the end of each line.
-exec < <(sed '1s/^\xef\xbb\xbf//; s/\r$//')
+make_scratch
+cat >$upload
+[ "$(wc -c <$upload)" = "${1:-}" ] ||
+  refuse "The file is not whole: its number of bytes is not ${1:-given}."
+
+# Read the file without what spreadsheets add: a byte order mark, and \r at the end of each line.
+exec < <(sed '1s/^\xef\xbb\xbf//; s/\r$//' $upload)
 read -r header || true
 [ "${header//\"/}" = $columns ] ||
   refuse "The first line must be $columns, in UTF-8 and with a comma."
 
-make_scratch
 as_root "CREATE TABLE cct_scratch.accounts LIKE cct.accounts" || refuse "$busy"
 # LOCAL: this client reads the file. MySQL then turns errors into warnings, so each warning counts.
 result=$(in_scratch --local-infile --execute "

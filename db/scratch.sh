@@ -4,6 +4,7 @@
 set -euo pipefail
 
 password=$(openssl rand -hex 24)
+upload=/var/lib/mysql/.upload # on the disk, because /tmp is memory
 busy="MySQL cannot swap the tables (see above). Try again when nobody else uses them."
 
 refuse() { # SENTENCE
@@ -22,6 +23,7 @@ drop_scratch() {
 
 finish() {
   drop_scratch || true
+  rm -f $upload
   rmdir /tmp/lock-scratch
 }
 

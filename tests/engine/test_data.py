@@ -171,6 +171,15 @@ def test_bad_csv_file_loses_no_account(stack: Stack, kind: str) -> None:
     assert_no_scratch(stack)
 
 
+def test_part_of_a_csv_file_is_refused(stack: Stack) -> None:
+    """The sender was stopped: fewer bytes arrive than were announced."""
+    rows = stack.sql("CHECKSUM TABLE accounts")
+    command = "printf 'name,email\\nAda,a@b\\n' | docker compose exec -T db load-csv.sh 1000"
+    assert "The file is not whole" in failure(stack, command)
+    assert stack.sql("CHECKSUM TABLE accounts") == rows
+    assert_no_scratch(stack)
+
+
 def make_backup(stack: Stack) -> bytes:
     """Make a backup as docs/tasks.md says, and return it."""
     stack.shell(TASKS.commands("Backup"))
@@ -201,3 +210,4 @@ def assert_no_scratch(stack: Stack) -> None:
     assert stack.sql("SHOW DATABASES LIKE 'cct_scratch'") == ""
     assert stack.sql("SELECT user FROM mysql.user WHERE user = 'cct_scratch'") == ""
     assert stack.exec("db", "find", "/tmp", "-name", "lock-*") == ""
+    assert stack.exec("db", "find", "/var/lib/mysql", "-name", ".upload") == ""
