@@ -112,7 +112,8 @@ def test_stopped_healer_leaves_the_server_unhealthy(stack: Stack, open_page: Ope
     try:
         page = open_page(stack.port)
         page.get_by_role("button").click()
-        expect_last_step(page, "nothing has restarted it yet")
+        sentence = "nothing has restarted it yet"
+        expect(page.get_by_role("log")).to_contain_text(sentence, timeout=LONGEST_HEAL)
         expect_state(page, "unhealthy")
     finally:
         stack.compose("start", "autoheal")
