@@ -11,7 +11,6 @@ from typing import NamedTuple
 from tests.stack import Stack
 from tools.waiting import until
 
-
 SENTENCE = re.compile(r"The database does not answer\.|The accounts cannot be read\.")
 
 
