@@ -1,1 +1,1 @@
-"""What a request and the seeder cost: `make bench`."""
+"""What a request costs: `make bench`."""

@@ -8,13 +8,12 @@ function init(arguments)
   end
 end
 
--- What measure.py reads. wrk counts in microseconds.
-function done(summary, latency, requests)
+-- What stack.py reads. wrk counts in microseconds.
+function done(summary, latency)
   local errors = summary.errors
   local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
   io.stderr:write(string.format(
-    '{"requests": %d, "seconds": %f, "p50": %f, "p99": %f, "failed": %d, "bytes": %d}',
-    summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3,
-    latency:percentile(99) / 1e3, failed, summary.bytes
+    '{"requests": %d, "seconds": %f, "p50": %f, "p99": %f, "failed": %d}', summary.requests,
+    summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, failed
   ))
 end
