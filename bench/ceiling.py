@@ -6,8 +6,7 @@ from aiohttp import web
 
 from server import HEADERS, HTML
 
-BROWSER = {"Host": "localhost", "Accept": "text/html"}
-with urlopen(Request("http://app", headers=BROWSER)) as answer:
+with urlopen(Request("http://app", headers={"Host": "localhost", "Accept": "text/html"})) as answer:
     PAGE = answer.read()
 
 
