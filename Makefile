@@ -39,8 +39,7 @@ cluster: .venv ## the tests of deploy/kubernetes, on the cluster that kubectl re
 screenshots: .venv ## the pictures in docs/
 	SCREENSHOTS=docs $(RUN)pytest tests/engine -k whole_heal
 
-bench: .venv ## requests a second, beside Go; needs wrk
-	@tools/require.sh database
+bench: .venv ## what a request costs, beside Go; needs Docker
 	$(RUN)python -m bench $(BENCH)
 
 lock: .venv-check ## the locked packages, from pyproject.toml
