@@ -3,10 +3,8 @@
 import asyncio
 import multiprocessing
 import random
-import zlib
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from typing import Any
 
 Attack = Callable[[int], Coroutine[Any, Any, None]]  # over one connection to a port
@@ -17,52 +15,46 @@ PAGE = b"GET /?after=1 " + HEAD + b"Accept: text/html\r\n\r\n"
 LAST_PAGE = PAGE[:-2] + b"Connection: close\r\n\r\n"
 
 
-async def send_without_pause(port: int) -> None:
-    """Send requests, and read no answer, until the server closes the connection."""
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
-    while True:
-        writer.write(NOTHING * 1000)
-        await writer.drain()
-
-
-async def leave_a_backlog(port: int) -> None:
-    """Send fifty thousand requests at once. Read until the server closes; then do nothing."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(NOTHING * 50_000)
-    writer.write_eof()
-    with suppress(OSError):
-        while await reader.read(1 << 20):
-            pass
-    await asyncio.Event().wait()
-
-
 async def pipeline(port: int) -> None:
     """Send nine requests at once, again and again. The server works on one, and eight wait."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while True:
         writer.write(NOTHING * 9)
         for _ in range(9):
-            await reader.readuntil(b"/ready.\n")
+            await reader.readuntil(b": Not Found\n")
 
 
-async def send_bomb(port: int) -> None:
-    """Send a gigabyte of zeros, zipped to a megabyte."""
+async def send_without_pause(port: int) -> None:
+    """Ask for pages, and read no answer, until the server closes the connection."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    while True:
+        writer.write(PAGE * 1000)
+        await writer.drain()
+
+
+async def send_zeros(port: int) -> None:
+    """Send ten megabytes of zeros, which are no request. Then do nothing."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(bytes(10_000_000))
+    await writer.drain()
+    await asyncio.Event().wait()
+
+
+async def send_many_fields(port: int) -> None:
+    """Send 120 header fields of eight kilobytes, and no end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    body = make_bomb()
-    fields = b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
-    writer.write(b"POST / " + HEAD + fields + body)
+    fields = [b"X%d: " % number + b"x" * 8000 + b"\r\n" for number in range(120)]
+    writer.write(b"GET / " + HEAD + b"".join(fields))
     await reader.read()
-    writer.close()
 
 
-@cache
-def make_bomb() -> bytes:
-    """Return a gigabyte of zeros as a gzip."""
-    packer = zlib.compressobj(9, wbits=31)
-    megabyte = bytes(1 << 20)
-    first = packer.compress(megabyte) + packer.flush(zlib.Z_FULL_FLUSH)
-    other = packer.compress(megabyte) + packer.flush(zlib.Z_FULL_FLUSH)
-    return first + 1023 * other + packer.flush()
+async def send_single_bytes(port: int) -> None:
+    """Send a body in chunks of one byte, without an end."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST / " + HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    while True:
+        writer.write(b"1\r\nx\r\n" * 1000)
+        await writer.drain()
 
 
 async def ask_for_random_pages(port: int) -> None:
