@@ -56,13 +56,18 @@ def assert_one_outage(sentence: str) -> None:
     assert found.endswith(f" UTC {FOUND}\n")
 
 
+@pytest.mark.parametrize("fault", [PrivateDatabase.stopped, PrivateDatabase.hanging])
 @pytest.mark.parametrize("is_connected", [False, True])
 async def test_lost_database_is_found_again(
-    client: Client, database: PrivateDatabase, is_connected: bool
+    make_client: MakeClient,
+    database: PrivateDatabase,
+    is_connected: bool,
+    fault: Callable[[PrivateDatabase], AbstractContextManager[None]],
 ) -> None:
+    client = await make_client(database.env("app") | {"DB_TIMEOUT": "0.5"})
     if is_connected:  # if not, the database comes after the server
         await fetch(client, "/")
-    with database.stopped():
+    with fault(database):
         await assert_no_answer(client)
     await fetch(client, "/")
     assert_one_outage(NO_ANSWER)

@@ -14,7 +14,6 @@ from tests.app.attacks import (
 )
 from tests.app.conftest import ServerProcess, StartServer, linux
 from tests.conftest import Report
-from tools.private_database import PrivateDatabase
 from tools.waiting import until
 
 pytestmark = pytest.mark.timed
@@ -66,9 +65,7 @@ def get_in_time(server: ServerProcess, path: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("clients", [1000, 3000])
-def test_too_many_pages_are_a_503_in_time(
-    database: PrivateDatabase, start_server: StartServer, clients: int
-) -> None:
+def test_too_many_pages_are_a_503_in_time(start_server: StartServer, clients: int) -> None:
     server = start_server(DB_TIMEOUT="1")
     assert server.get()[0] == 200
     with attacked(server.port, ask_for_random_pages, clients):
@@ -80,21 +77,3 @@ def test_too_many_pages_are_a_503_in_time(
             assert status == 200 or text.startswith("not ready: The database does not answer.")
             assert get_in_time(server, "/health") == (200, "healthy\n")
     until(lambda: server.get()[0] == 200, "served again")
-
-
-def test_hanging_database_is_a_503_in_time(
-    database: PrivateDatabase, start_server: StartServer
-) -> None:
-    server = start_server(DB_TIMEOUT="1")
-    assert server.get()[0] == 200
-    with database.hanging(), attacked(server.port, ask_for_random_pages, 1000):
-        until(lambda: " 503 " in server.log.read_text(), "refused")
-        for _ in range(2):
-            status, text = get_in_time(server, "/")
-            assert status == 503
-            assert "The database does not answer." in text
-            assert get_in_time(server, "/ready")[0] == 503
-            assert get_in_time(server, "/health") == (200, "healthy\n")
-    until(lambda: server.get()[0] == 200, "served again")
-    server.wait_for("The accounts can be read again.")
-    assert len(server.events()) < 10, server.events()

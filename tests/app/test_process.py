@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -134,46 +133,20 @@ async def test_sigterm_lets_the_request_in_flight_finish(
 
 
 def test_drain_refuses_readiness_but_serves(start_server: StartServer) -> None:
+    """Each answer closes its connection: the client's next request goes to another replica."""
     server = start_server(DRAIN="2")
     began = time.monotonic()
     server.process.terminate()
     server.wait_for("stopping")
     assert server.get("/ready") == (503, "stopping\n")
     assert server.get("/health") == (200, "healthy\n")
-    assert server.get("/")[0] == 200
-    assert server.process.wait(10) == 0
-    assert time.monotonic() - began >= 2
-
-
-def test_answer_while_draining_closes_the_connection(start_server: StartServer) -> None:
-    """The client's next request goes to another replica."""
-    server = start_server(DRAIN="2")
-    server.process.terminate()
-    server.wait_for("stopping")
     client = HTTPConnection("127.0.0.1", server.port)
     client.request("GET", "/")
     answer = client.getresponse()
-    assert answer.status == 200
-    assert answer.will_close
+    assert (answer.status, answer.will_close) == (200, True)
     client.close()
-
-
-def test_each_answer_during_a_stop_is_logged(server: ServerProcess) -> None:
-    def count_pages() -> int:
-        """Ask for pages until the server is gone; return the number of answers."""
-        pages = 0
-        while server.get()[0] == 200:
-            pages += 1
-        return pages
-
-    with ThreadPoolExecutor(32) as pool:
-        clients = [pool.submit(count_pages) for _ in range(32)]
-        until(lambda: len(server.lines()) > 100, "under load")
-        server.process.terminate()
-        pages = sum(client.result() for client in clients)
-    assert server.process.wait(5) == 0
-    assert pages > 100
-    assert sum(" GET '/' 200 " in line for line in server.lines()) == pages
+    assert server.process.wait(10) == 0
+    assert time.monotonic() - began >= 2
 
 
 # Idle connections
@@ -192,22 +165,6 @@ def test_idle_connection_is_closed(start_server: StartServer, sent: bytes) -> No
         seconds = time.monotonic() - began
     assert answer.count(b"HTTP/1.1 200 OK") == sent.count(REQUEST)
     assert seconds > 0.5
-
-
-# Memory
-
-
-def test_page_of_huge_values_takes_little_memory(
-    server: ServerProcess, database: PrivateDatabase
-) -> None:
-    database.sql("ALTER TABLE cct.accounts MODIFY name LONGTEXT")
-    database.sql("UPDATE cct.accounts SET name = REPEAT('x', 2000000) WHERE id <= 50")
-    assert server.get("/?after=50")[0] == 200
-    before = server.memory("VmHWM")
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(server.get, ["/", "/?after=1", "/?after=2", "/?after=3"] * 2))
-    assert [status for status, _ in answers] == [200] * 8
-    assert server.memory("VmHWM") < before + 10_000  # KiB
 
 
 # The probe
