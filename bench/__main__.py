@@ -112,9 +112,10 @@ def measure(program: str, connections: int, accounts: int | None, seconds: int) 
     cpu = cpu_time(program)
     database = cpu_time("db")
     load: Load = json.loads(execute("load", *wrk).splitlines()[-1])
-    load["cpu"] = (cpu_time(program) - cpu) / load["requests"]
-    load["database"] = (cpu_time("db") - database) / load["requests"]
-    load["queries"] = (count_queries() - queries) / load["requests"]
+    requests = max(load["requests"], 1)
+    load["cpu"] = (cpu_time(program) - cpu) / requests
+    load["database"] = (cpu_time("db") - database) / requests
+    load["queries"] = (count_queries() - queries) / requests
     return load
 
 
