@@ -66,7 +66,7 @@ class ServerProcess:
 
     def wait_for(self, text: str) -> None:
         """Wait until the log contains a text."""
-        until(lambda: text in self.log.read_text(), f"in the log: {text}", 10)
+        until(lambda: text in self.log.read_text(), f"in the log: {text}")
 
     def get(self, path: str = "/", timeout: float = 10, **headers: str) -> tuple[int, str]:
         """Return the status and text of an answer."""

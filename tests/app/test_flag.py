@@ -20,7 +20,7 @@ async def test_flag_shows_in_health_readiness_and_page(client: Client) -> None:
     assert json.loads(await fetch(client, "/", accept=JSON))["reason"] == told.strip()
     page = await fetch(client, "/")
     assert '<dd id="health" class="unhealthy">unhealthy</dd>' in page
-    assert f'<p id="reason">{told.strip()}</p>' in page
+    assert f'<dd id="reason">{told.strip()}</dd>' in page
 
 
 async def test_flag_is_set_and_logged_once(client: Client) -> None:
