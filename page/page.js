@@ -101,7 +101,7 @@ async function pressButton(event) {
   if (button.ariaDisabled === "true") return
   button.ariaDisabled = "true"
   const answer = await ask("make-unhealthy", "text", "POST")
-  if (answer?.ok === false) steps.textContent = answer.body
+  if (!answer?.ok) steps.textContent = answer?.body ?? "no answer"
   await poll()
 }
 

@@ -19,6 +19,7 @@ TEXT_COLORS: dict[Literal["light", "dark"], str] = {
     "dark": "rgb(255, 255, 255)",
 }
 PHONE: ViewportSize = {"width": 390, "height": 844}
+NO_TIMEOUT = "AbortSignal.timeout = () => null"  # a proxy in the test's process is slow
 SMALL_PHONE: ViewportSize = {"width": 320, "height": 568}
 
 
@@ -206,6 +207,7 @@ def test_page_works_behind_a_path_of_a_proxy(server: ServerProcess, open_page: O
             route.abort()  # belongs to another program
 
     page = open_page(server.port, "/health")
+    page.add_init_script(NO_TIMEOUT)
     page.route("**/*", forward)
     page.goto("/cct/")
     expect(page.locator("header")).to_have_css("border-left-width", "8px")  # has its style
@@ -225,8 +227,10 @@ def test_button_behind_a_proxy_that_rewrites_host_says_why(
         headers = {"host": "app", "origin": route.request.headers["origin"]}
         route.fulfill(response=route.fetch(headers=headers))
 
-    page = open_page(server.port)
+    page = open_page(server.port, "/health")
+    page.add_init_script(NO_TIMEOUT)
     page.route("/make-unhealthy", rewrite)
+    page.goto("/")
     page.get_by_role("button").click()
     sentence = "/make-unhealthy takes no requests from other sites. A proxy must forward Host"
     expect(page.get_by_role("log")).to_contain_text(sentence)
