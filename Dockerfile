@@ -40,8 +40,8 @@ COPY --chmod=555 page page
 RUN python -c "import server, http.client" # http.client is for the probe
 USER 10001:10001
 EXPOSE 80
-# The engine runs the probe every 5 s. Three failures in a row make the container unhealthy. During a
-# start, failures do not count, and the engine asks every second.
+# The engine runs the probe every 5 s. After three failures in a row, the container is unhealthy. In
+# the first five seconds, the engine runs the probe every second, and failures do not count.
 HEALTHCHECK --interval=5s --timeout=3s --retries=3 --start-period=5s --start-interval=1s \
     CMD ["python", "-m", "probe"]
 CMD ["python", "-m", "server"]
