@@ -494,7 +494,7 @@ def explain(error: Exception) -> Page:
 SHUTDOWN_TIMEOUT = 3.0  # seconds
 KEEP_ALIVE = 120.0  # seconds; proxies keep idle connections for less (nginx 60, Traefik 90)
 UNREAD_TIMEOUT = 10_000  # milliseconds until a client that does not read its answer is cut off
-RECEIVE_BUFFER = 16_384  # bytes; a client cannot make the server parse more in one go
+RECEIVE_BUFFER = 4096  # bytes; a client cannot make the server parse more in one go
 DESCRIPTORS = 8192
 QUIET = ("/health", "/ready", "/state", "/page/")  # only their failures are logged
 
