@@ -29,13 +29,17 @@ def anchors(doc: Path) -> set[str]:
 
 @pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.name)
 def test_each_link_exists(doc: Path) -> None:
-    for link in re.findall(r"\]\(([^)]+)\)", doc.read_text()):
+    """A link to a line names a part of that line."""
+    for label, link in re.findall(r"\[([^\]]*)\]\(([^)]+)\)", doc.read_text()):
         if "://" in link:
             continue
         file, _, anchor = link.partition("#")
         target = doc.parent / file if file else doc
         assert target.exists(), link
-        if anchor:
+        if re.fullmatch(r"L\d+", anchor):
+            line = target.read_text().splitlines()[int(anchor[1:]) - 1]
+            assert label.strip("`") in line, f"{link}: {line}"
+        elif anchor:
             assert anchor in anchors(target), link
 
 
