@@ -8,6 +8,7 @@ from playwright.sync_api import Error, Route, expect
 from tests.app.conftest import ServerProcess, StartServer
 from tests.browser import OpenPage, bring_back, expect_last_step, expect_state, hide, press, steps
 from tools.private_database import PrivateDatabase
+from tools.waiting import until
 
 
 def probe(server: ServerProcess) -> None:
@@ -170,8 +171,7 @@ def test_tab_shown_again_before_the_end_tells_the_duration(
 
 def test_open_tabs_leave_no_line_in_the_log(server: ServerProcess, open_page: OpenPage) -> None:
     pages = [open_page(server.port) for _ in range(2)]
-    for page in pages:
-        expect_state(page, "healthy")
+    until(lambda: server.log.read_text().count("'/' 200") == len(pages), "logged")
     told = server.lines()
     for page in pages:
         for _ in range(3):
