@@ -80,7 +80,7 @@ PAGE_SIZE = 50
 FILES = Path(__file__).with_name("page")
 TEMPLATE = Template((FILES / "page.html").read_text())  # a literal $ is $$ there
 ERROR_TEMPLATE = Template((FILES / "error.html").read_text())
-BUTTON = (FILES / "button.html").read_text()
+BUTTON = (FILES / "button.html").read_text().rstrip()
 REFRESH = '<noscript><meta http-equiv="refresh" content="5"></noscript>'
 
 

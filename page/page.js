@@ -1,28 +1,33 @@
-// Asks for the state once a second while the tab is visible, shows it, and tells steps of a heal.
+// While its tab is visible, the page asks for the state once a second, and shows it. While the server
+// is not healthy, the page asks more often, and tells the steps of the heal.
 
+const TIMEOUT = 2000 // milliseconds to wait for an answer
 const SILENCE = { reason: "The server does not answer.", probe: "unknown", database: "unknown" }
-const byId = (id) => document.getElementById(id)
-const seconds = () => ((performance.now() - heal.began) / 1000).toFixed(1)
-// If the server hangs, a restart takes more than 10 s.
-const isRestarting = () => heal?.isDue && performance.now() < heal.answered + 20_000
+
 const steps = byId("steps")
 const button = document.querySelector("button") // null if MAKE_UNHEALTHY is off
-let heal = null // null while the server is healthy
+let heal = null // what the page tells: null while the server is healthy
 let timer
-// False if this tab may have missed something: before it was loaded, or while it was hidden.
+// False if the tab may have missed something: before it was loaded, or while it was hidden.
 let isWatching = !document.hidden && byId("health").textContent === "healthy"
 let isOutdated = byId("database").textContent === "error" // since the accounts were read
 
+function byId(id) {
+  return document.getElementById(id)
+}
+
 async function poll() {
-  isWatching &&= !document.hidden
-  if (document.hidden) return
+  if (document.hidden) {
+    isWatching = false
+    return
+  }
   // Chromium ends a request when a network of the machine changes. So a lost one is repeated.
-  const state = ((await ask("state", "json")) ?? (await ask("state", "json")))?.body
-  if (state) show(state.reason ? "unhealthy" : "healthy", textsOf(state))
-  else show(isRestarting() ? "restarting" : "no answer", { ...SILENCE, note: "" })
-  follow(state)
-  if (state?.error) isOutdated = true
-  if (state?.error === "" && isOutdated) await updateAccounts()
+  const answer = (await ask("state", "json")) ?? (await ask("state", "json"))
+  const state = answer?.body ?? null // null: no answer
+  showState(state)
+  followHeal(state)
+  isWatching = true
+  if (state !== null) await followDatabase(state.error)
   clearTimeout(timer) // of another poll: the tab may have been hidden and shown meanwhile
   timer = setTimeout(poll, heal ? 250 : 1000)
 }
@@ -30,21 +35,17 @@ async function poll() {
 // Returns null if there is no answer of this type.
 async function ask(path, type, method = "GET") {
   try {
-    const response = await fetch(path, { method, signal: AbortSignal.timeout(2000) })
+    const response = await fetch(path, { method, signal: AbortSignal.timeout(TIMEOUT) })
     return { ok: response.ok, body: await response[type]() }
   } catch {
     return null
   }
 }
 
-function textsOf({ container, started, reason, probe_age, error }) {
-  const probe = probe_age === null ? "none yet" : `${probe_age} s ago`
-  const note = error && !reason ? `${error} The server is healthy, so nothing restarts it.` : error
-  return { reason, probe, container, started, database: error ? "error" : "answers", note }
-}
-
-function show(health, texts) {
-  for (const [id, text] of Object.entries({ health, ...texts })) {
+function showState(state) {
+  const health = nameHealth(state)
+  const facts = state === null ? { ...SILENCE, note: "" } : describe(state)
+  for (const [id, text] of Object.entries({ health, ...facts })) {
     if (byId(id).textContent !== text) byId(id).textContent = text // this ends a selection
   }
   byId("health").className = health
@@ -52,43 +53,73 @@ function show(health, texts) {
   if (button) button.ariaDisabled = health !== "healthy"
 }
 
-// Tells the steps from the first answer that is not healthy to the first one that is.
-function follow(state) {
-  if (state?.reason !== "") {
-    heal ??= beginHeal(state)
-    tellSteps(state)
-  } else if (heal) {
-    const isSame = state.container === heal.container
-    const who = isSame ? "healthy again" : `container ${state.container} answers`
-    steps.append(heal.isTimed && isWatching ? `${who} after ${seconds()} s` : who)
-    heal = null
-  }
-  isWatching = true
+function nameHealth(state) {
+  if (state === null) return isRestarting() ? "restarting" : "no answer"
+  return state.reason ? "unhealthy" : "healthy"
+}
+
+function isRestarting() {
+  // If the server hangs, a restart takes more than 10 s.
+  return heal !== null && heal.isDue && performance.now() < heal.answered + 20_000
+}
+
+function describe({ container, started, reason, probe_age, error }) {
+  const probe = probe_age === null ? "none yet" : `${probe_age} s ago`
+  const note = error && !reason ? `${error} The server is healthy, so nothing restarts it.` : error
+  return { container, started, reason, probe, database: error ? "error" : "answers", note }
+}
+
+// A heal begins with the first answer that is not healthy, and ends with the first one that is.
+function followHeal(state) {
+  const isHealthy = state !== null && state.reason === ""
+  if (!isHealthy && heal === null) beginHeal(state)
+  if (!isHealthy) tellSteps(state)
+  if (isHealthy && heal !== null) endHeal(state)
 }
 
 function beginHeal(state) {
   steps.textContent = ""
-  const container = byId("container").textContent
-  const probes = isWatching || !state ? 0 : state.failed_probes
-  return { began: performance.now(), isTimed: isWatching, container, probes }
+  heal = { began: performance.now(), isTimed: isWatching, isDue: false, step: "" }
+  heal.container = byId("container").textContent
+  heal.probes = isWatching || state === null ? 0 : state.failed_probes // told so far
 }
 
 function tellSteps(state) {
-  if (!state) return tell(isRestarting() ? "the healer restarts the server" : "no answer")
+  if (state === null) {
+    tell(isRestarting() ? "the healer restarts the server" : "no answer")
+    return
+  }
   heal.answered = performance.now()
   // Probe 3 comes 5 s after probe 2. The healer may act so soon that this tab misses probe 3.
   heal.isDue = state.failed_probes >= 3 || (state.failed_probes === 2 && state.probe_age >= 4)
-  if (!heal.step) tell(heal.isTimed ? "made unhealthy" : "found unhealthy")
-  while (heal.probes < Math.min(state.failed_probes, 3)) tell(`probe ${++heal.probes} failed`)
+  if (heal.step === "") tell(heal.isTimed ? "made unhealthy" : "found unhealthy")
+  while (heal.probes < Math.min(state.failed_probes, 3)) {
+    heal.probes += 1
+    tell(`probe ${heal.probes} failed`)
+  }
   if (state.failed_probes > 3) tell("nothing has restarted it yet")
 }
 
 function tell(step) {
-  if (step !== heal.step) steps.append(`${seconds()} s\t${step}\n`)
+  if (step !== heal.step) steps.append(`${secondsOfHeal()} s\t${step}\n`)
   heal.step = step
 }
 
-async function updateAccounts() {
+function secondsOfHeal() {
+  return ((performance.now() - heal.began) / 1000).toFixed(1)
+}
+
+function endHeal(state) {
+  const isSame = state.container === heal.container
+  const who = isSame ? "healthy again" : `container ${state.container} answers`
+  steps.append(heal.isTimed && isWatching ? `${who} after ${secondsOfHeal()} s` : who)
+  heal = null
+}
+
+// When the database is back, the page reads the accounts again.
+async function followDatabase(error) {
+  if (error) isOutdated = true
+  if (error || !isOutdated) return
   const answer = await ask(location.href, "text")
   if (!answer?.ok) return
   const page = new DOMParser().parseFromString(answer.body, "text/html")

@@ -225,7 +225,8 @@ def test_button_behind_a_proxy_that_rewrites_host_says_why(
 ) -> None:
     def rewrite(route: Route) -> None:
         headers = {"host": "app", "origin": route.request.headers["origin"]}
-        route.fulfill(response=route.fetch(headers=headers))
+        answer = route.fetch(headers=headers)
+        route.fulfill(status=answer.status, body=answer.text())
 
     page = open_page(server.port, "/health")
     page.add_init_script(NO_TIMEOUT)

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -215,20 +216,21 @@ def test_missing_right_is_named(empty_database: PrivateDatabase) -> None:
 # Signals
 
 
-STOPPED = (1, "Stopped. No account was written.\n")
+STOPPED = (1, "Stopped. The database keeps all accounts or none.\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_the_seeder_with_one_line(
     empty_database: PrivateDatabase, number: signal.Signals
 ) -> None:
-    """It waits for the database, it writes, or the database hangs."""
-    with empty_database.stopped():
-        process = start(empty_database)
-        time.sleep(1)  # it has tried to log in
-        process.send_signal(number)
-        assert end(process) == STOPPED
+    """It logs in, it writes, or the database hangs."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        process = start(empty_database, DB_PORT=str(silent.getsockname()[1]))
+        with silent.accept()[0]:  # it waits for an answer
+            process.send_signal(number)
+            assert end(process) == STOPPED
     for hangs in (False, True):
+        until(lambda: not empty_database.connections("seeder"), "rolled back")
         process = start(empty_database, SEED_ACCOUNTS="10000000")
         wait_until_writing(empty_database)
         with empty_database.hanging() if hangs else nullcontext():
