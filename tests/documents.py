@@ -6,7 +6,8 @@ from tools import ROOT
 
 # A block of commands. tests/engine/test_docs.py does not run a block of `sh example`: another test
 # runs its commands, or they do not end, need something that is not here, or have names to replace.
-BLOCK = re.compile(r"^```(console|sh|sh example)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# It runs a block of `sh watch` once, without `watch`.
+BLOCK = re.compile(r"^```(console|sh|sh example|sh watch)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)  # and what it prints
 ROW = re.compile(r"\| ([^|]+) \| `([^`]+)` \|")
 

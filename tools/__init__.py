@@ -1,4 +1,4 @@
-"""Tools for the tests and the bench: a private database, `make local`, waiting."""
+"""Tools for the tests: a private database, `make local`, waiting."""
 
 from pathlib import Path
 

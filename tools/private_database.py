@@ -1,4 +1,4 @@
-"""A private MySQL or MariaDB server for the tests, the bench and `make local`."""
+"""A private MySQL or MariaDB server for the tests and `make local`."""
 
 import asyncio
 import os

@@ -62,6 +62,7 @@ def test_each_command_prints_what_the_document_shows(name: str, clone: Path) -> 
         if kind == "sh example":
             continue
         for command, printed in commands_of(kind, text):
-            output = run_command("bash", "-euo", "pipefail", "-c", command, cwd=clone)
+            once = re.sub(r"^watch -n \d+", "eval", command)
+            output = run_command("bash", "-euo", "pipefail", "-c", once, cwd=clone)
             if kind == "console":
                 assert comparable(output) == comparable(printed), command
