@@ -1,6 +1,15 @@
 # Three images: db, seeder and app. Because of --chmod, the umask of the clone does not matter.
+#
+# The labels are for registries.
+
+ARG VERSION=2.0.0
 
 FROM mysql:9.7 AS db
+ARG VERSION
+LABEL org.opencontainers.image.title="cct-db" \
+    org.opencontainers.image.description="MySQL with the users and passwords of cct" \
+    org.opencontainers.image.licenses="MIT" \
+    org.opencontainers.image.version="$VERSION"
 COPY --chmod=755 db /usr/local/bin
 # At the end of a first start, MySQL's image runs what is in this folder.
 RUN echo "users.sh create" >/docker-entrypoint-initdb.d/create-users.sh
@@ -21,6 +30,11 @@ RUN pip install --no-cache-dir --require-hashes --only-binary :all: \
     --target /packages -r requirements.txt
 
 FROM python:3.14-slim AS python
+ARG VERSION
+LABEL org.opencontainers.image.title="cct" \
+    org.opencontainers.image.description="A web service that heals itself" \
+    org.opencontainers.image.licenses="MIT" \
+    org.opencontainers.image.version="$VERSION"
 ENV PYTHONPATH=/packages
 WORKDIR /cct
 

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tests.stack import Stack, docker
+from tools import ROOT
 from tools.waiting import until
 
 SERVICES = ("db", "seeder", "app", "autoheal")
@@ -108,6 +109,14 @@ def test_service_has_limits_and_a_log_that_rotates(stack: Stack, service: str) -
 def test_database_has_a_minute_to_stop(stack: Stack) -> None:
     """After it, the engine kills. In the default 10 s, a busy MySQL may not end."""
     assert stack.inspect("db")["Config"]["StopTimeout"] >= 60
+
+
+def test_images_tell_the_version_of_the_changelog(stack: Stack) -> None:
+    newest = re.search(r"(?m)^## (.+)$", (ROOT / "CHANGELOG.md").read_text())
+    assert newest
+    for image in stack.images():
+        labels = json.loads(docker("inspect", image))[0]["Config"]["Labels"]
+        assert labels["org.opencontainers.image.version"] == newest[1]
 
 
 @pytest.mark.parametrize("service", SERVICES)
