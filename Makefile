@@ -21,13 +21,15 @@ export SUMMARY = .venv/summary
 # but here such files run long.
 SIDE_BY_SIDE = --dist loadfile --no-loadscope-reorder -m "not timed"
 
-check: .venv .venv-check ## format, lint, types
+check: .venv .venv-check ## format, lint, types, schemas
 	$(CHECK)ruff format --check
 	$(CHECK)ruff check
 	$(CHECK)mypy --python-executable $(RUN)python .
 	$(CHECK)shellcheck db/*.sh tools/*.sh .ci/run
 	DENO_NO_UPDATE_CHECK=1 $(CHECK)deno fmt --check --no-semicolons --line-width 100 page/
 	$(CHECK)deno lint page/page.js
+	for version in 1.30 1.37; do $(CHECK)kubernetes-validate --strict --quiet \
+	  --kubernetes-version $$version deploy/kubernetes/[!k]*.yml || exit 1; done
 	$(CHECK)zizmor --quiet --offline .github
 
 local: database .venv ## the stack without Docker: a private database, seeder, server, healer
