@@ -50,6 +50,8 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
             options["base_url"] = f"http://127.0.0.1:{port}"
             context = contexts.enter_context(browser.new_context(**options))
             page = context.new_page()
+            # A request that a test answers may be under way at the end of the test.
+            contexts.callback(page.unroute_all, behavior="ignoreErrors")
             page.on("console", lambda message: said.append(message.text))
             page.on("pageerror", lambda error: said.append(str(error)))
             page.goto(path)

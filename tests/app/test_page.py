@@ -19,7 +19,6 @@ TEXT_COLORS: dict[Literal["light", "dark"], str] = {
     "dark": "rgb(255, 255, 255)",
 }
 PHONE: ViewportSize = {"width": 390, "height": 844}
-NO_TIMEOUT = "AbortSignal.timeout = () => null"  # a proxy in the test's process is slow
 SMALL_PHONE: ViewportSize = {"width": 320, "height": 568}
 
 
@@ -207,7 +206,6 @@ def test_page_works_behind_a_path_of_a_proxy(server: ServerProcess, open_page: O
             route.abort()  # belongs to another program
 
     page = open_page(server.port, "/health")
-    page.add_init_script(NO_TIMEOUT)
     page.route("**/*", forward)
     page.goto("/cct/")
     expect(page.locator("header")).to_have_css("border-left-width", "8px")  # has its style
@@ -228,10 +226,8 @@ def test_button_behind_a_proxy_that_rewrites_host_says_why(
         answer = route.fetch(headers=headers)
         route.fulfill(status=answer.status, body=answer.text())
 
-    page = open_page(server.port, "/health")
-    page.add_init_script(NO_TIMEOUT)
+    page = open_page(server.port)
     page.route("/make-unhealthy", rewrite)
-    page.goto("/")
     page.get_by_role("button").click()
     sentence = "/make-unhealthy takes no requests from other sites. A proxy must forward Host"
     expect(page.get_by_role("log")).to_contain_text(sentence)
