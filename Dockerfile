@@ -13,9 +13,9 @@ LABEL org.opencontainers.image.title="cct-db" \
 COPY --chmod=755 db /usr/local/bin
 # At the end of a first start, MySQL's image runs what is in this folder.
 RUN echo "users.sh create" >/docker-entrypoint-initdb.d/create-users.sh
-# Over TCP: the temporary server of a first start, which has no users yet, does not listen there. A
-# refused login is an answer, so ping needs no password. (For an unknown user, MySQL may log a
-# warning each time.) A first start may take two minutes. Failures in that time do not count.
+# Over TCP, because the temporary server of a first start has no users yet, and listens only on its
+# socket. For ping, a refused login is an answer, so it needs no password.
+# A first start may take two minutes. Failures in that time do not count.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=2m --start-interval=1s \
     CMD ["mysqladmin", "--host=127.0.0.1", "--user=app", "--connect-timeout=2", "ping"]
 ENTRYPOINT ["start-db.sh"]

@@ -1,4 +1,4 @@
--- The table of accounts. seed.py creates it; by hand: mysql cct < schema.sql
+-- The table of accounts. seed.py creates it.
 CREATE TABLE IF NOT EXISTS accounts (
   id BIGINT PRIMARY KEY AUTO_INCREMENT,
   name VARCHAR(254) NOT NULL,

@@ -55,9 +55,10 @@ async def log_in(settings: Settings) -> Connection:
         try:
             async with asyncio.timeout(settings.db_timeout):
                 return await asyncmy.connect(**settings.connect_arguments())
-        except (MySQLError, OSError) as error:
-            is_refused = isinstance(error, MySQLError) and error.sqlstate  # waiting does not help
-            if is_refused or time.monotonic() > deadline:
+        except (MySQLError, OSError) as error:  # TimeoutError is an OSError
+            if isinstance(error, MySQLError) and error.sqlstate:
+                raise  # the database has answered with a refusal: waiting does not help
+            if time.monotonic() > deadline:
                 raise
         await asyncio.sleep(0.5)
 
@@ -69,7 +70,8 @@ async def exists(cursor: Cursor, query: str) -> bool:
 
 
 async def fill(cursor: Cursor, settings: Settings) -> None:
-    """Insert all accounts in one transaction: asyncmy begins one, COMMIT ends it."""
+    """Insert all accounts in one transaction."""
+    await cursor.execute("START TRANSACTION")
     for first in range(1, settings.seed_accounts + 1, BATCH):
         last = min(first + BATCH - 1, settings.seed_accounts)
         async with asyncio.timeout(settings.seed_wait):  # the database may fall silent

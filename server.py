@@ -39,7 +39,7 @@ unhealthy_reason = ""  # why the server is unhealthy, empty while healthy. Only 
 failed_probes = 0  # since the flag was set
 last_probe: float | None = None  # time.monotonic() of the last probe, failed or not
 stopping = False  # True after SIGTERM: /ready refuses, each response closes its connection
-log_lines: list[str] = []  # wait to be written, see the process
+log_lines: list[str] = []  # not written yet: see write_log
 
 
 def log_line(text: str) -> None:
@@ -92,7 +92,7 @@ class Account(NamedTuple):
     email: str
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity, see make_page
+@dataclass(frozen=True, eq=False)  # two pages are equal if they are the same object: see make_page
 class Page:
     """Up to PAGE_SIZE accounts, or why they cannot be read."""
 
@@ -306,7 +306,7 @@ async def show_readiness(request: web.Request) -> web.Response:
 
 
 async def show_state(request: web.Request) -> web.Response:
-    """Answer at once with the state. An open page asks for it every second."""
+    """Answer at once with the state. An open page asks every second, or more often in a heal."""
     accounts = request.app[ACCOUNTS]
     accounts.refresh()
     return json_response(current_state(accounts.error)._asdict())
@@ -374,14 +374,14 @@ class Accounts:
         # Reads queue here, first in, first out. The pool's own queue is not fair.
         self.slots = asyncio.Semaphore(POOL_SIZE)
         self.queued: dict[int, asyncio.Task[Page]] = {}  # reads whose query has not begun
-        self.began = 0.0  # when the last read began, on the loop's clock
+        self.last_asked = 0.0  # when the last read was queued, on the loop's clock
         self.error = ""  # of the last read, empty if it succeeded
 
     async def page(self, after: int) -> Page:
         """Return the accounts whose ids are greater than `after`, or the error, within DB_TIMEOUT.
 
-        A read is first queued: other requests may join it. Then its query begins, and nobody joins
-        any more. So no page is older than its request.
+        While a read is queued, other requests for the same page join it. When its query begins,
+        it leaves the queue, and nobody joins any more. So no page is older than its request.
         """
         read = self.queued.get(after)
         if read is None:
@@ -390,21 +390,21 @@ class Accounts:
         return await asyncio.shield(read)  # a request that is cut off ends nobody else's read
 
     def refresh(self) -> None:
-        """Read the first page in the background if the last read began more than a second ago."""
-        if asyncio.get_running_loop().time() > self.began + 1:
+        """Read the first page in the background if the last read is older than a second."""
+        if asyncio.get_running_loop().time() > self.last_asked + 1:
             # The loop keeps no reference to a task, so this object does.
             self.refreshing = asyncio.create_task(self.page(0))
 
     async def read(self, after: int) -> Page:
         """Wait for a slot, query the database, and return the page or the error."""
-        self.began = asyncio.get_running_loop().time()
+        self.last_asked = asyncio.get_running_loop().time()
         try:
-            # Python 3.11 can lose a timeout in the moment in which a connection opens.
+            # The second one is the limit. Python 3.11 can lose it while a connection opens.
             async with asyncio.timeout(self.timeout + 1), asyncio.timeout(self.timeout):
                 try:
                     await self.slots.acquire()
                 finally:
-                    del self.queued[after]
+                    del self.queued[after]  # from here on, nobody joins
                 try:
                     page = make_page(after, await self.query(after))
                 finally:
@@ -451,7 +451,7 @@ ACCOUNTS = web.AppKey("ACCOUNTS", Accounts)
 
 
 async def open_database(app: web.Application) -> AsyncIterator[None]:
-    """Before `yield`, at the start: make the pool. After it, at the stop: close the connections."""
+    """Make the pool, and close it: aiohttp runs the part after `yield` when the server stops."""
     accounts = Accounts(app[SETTINGS])
     app[ACCOUNTS] = accounts
     yield
@@ -461,8 +461,8 @@ async def open_database(app: web.Application) -> AsyncIterator[None]:
             await accounts.pool.wait_closed()
 
 
-# Equal rows give the same Page. So the cache of render_html finds a page by its identity: it
-# compares no rows, and renders each page once.
+# For equal rows, this cache returns the same object. So the cache of render_html need not compare
+# fifty accounts, and each page is rendered once.
 @lru_cache(maxsize=64)
 def make_page(after: int, rows: Rows) -> Page:
     """Return the page for the rows of QUERY."""
@@ -489,8 +489,8 @@ def explain(error: Exception) -> Page:
 
 # The process
 
-# aiohttp waits twice 3 s for requests, and then cancels them. The database may take 1 s. So a stop
-# takes at most 8 s. Docker kills after 10 s.
+# At a stop, aiohttp waits 3 s for the requests in flight, cancels them, and waits 3 s more. The
+# database may take 1 s. So a stop takes at most 8 s. Docker kills after 10 s.
 SHUTDOWN_TIMEOUT = 3.0  # seconds
 KEEP_ALIVE = 120.0  # seconds; proxies keep idle connections for less (nginx 60, Traefik 90)
 UNREAD_TIMEOUT = 10_000  # milliseconds until a client that does not read its answer is cut off
@@ -545,11 +545,12 @@ async def limit_connections(runner: web.AppRunner) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = min(hard, DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    closing: dict[web.RequestHandler, asyncio.Task[None]] = {}
+    closing: dict[web.RequestHandler, asyncio.Task[None]] = {}  # a busy one takes up to 6 s
     while True:
         connections = runner.server.connections if runner.server else []  # oldest first
+        excess = max(len(connections) - allowed // 2, 0)
         closing = {connection: task for connection, task in closing.items() if not task.done()}
-        for connection in connections[: max(len(connections) - allowed // 2, 0)]:
+        for connection in connections[:excess]:
             if connection not in closing:
                 connection.close()  # without this, shutdown waits for an idle connection, too
                 closing[connection] = asyncio.create_task(connection.shutdown(SHUTDOWN_TIMEOUT))

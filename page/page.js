@@ -60,7 +60,7 @@ function nameHealth(state) {
 
 function isRestarting() {
   // If the server hangs, a restart takes more than 10 s.
-  return heal !== null && heal.isDue && performance.now() < heal.answered + 20_000
+  return heal !== null && heal.restartMayCome && performance.now() < heal.answered + 20_000
 }
 
 function describe({ container, started, reason, probe_age, error }) {
@@ -79,9 +79,9 @@ function followHeal(state) {
 
 function beginHeal(state) {
   steps.textContent = ""
-  heal = { began: performance.now(), isTimed: isWatching, isDue: false, step: "" }
+  heal = { began: performance.now(), isTimed: isWatching, restartMayCome: false, step: "" }
   heal.container = byId("container").textContent
-  heal.probes = isWatching || state === null ? 0 : state.failed_probes // told so far
+  heal.toldProbes = isWatching || state === null ? 0 : state.failed_probes
 }
 
 function tellSteps(state) {
@@ -91,11 +91,12 @@ function tellSteps(state) {
   }
   heal.answered = performance.now()
   // Probe 3 comes 5 s after probe 2. The healer may act so soon that this tab misses probe 3.
-  heal.isDue = state.failed_probes >= 3 || (state.failed_probes === 2 && state.probe_age >= 4)
+  heal.restartMayCome = state.failed_probes >= 3 ||
+    (state.failed_probes === 2 && state.probe_age >= 4)
   if (heal.step === "") tell(heal.isTimed ? "made unhealthy" : "found unhealthy")
-  while (heal.probes < Math.min(state.failed_probes, 3)) {
-    heal.probes += 1
-    tell(`probe ${heal.probes} failed`)
+  while (heal.toldProbes < Math.min(state.failed_probes, 3)) {
+    heal.toldProbes += 1
+    tell(`probe ${heal.toldProbes} failed`)
   }
   if (state.failed_probes > 3) tell("nothing has restarted it yet")
 }
