@@ -1,10 +1,10 @@
-.PHONY: help test check local cluster screenshots bench lock database
+.PHONY: help test test-image check local cluster screenshots bench lock database
 PYTHON ?= python3
 RUN = .venv/bin/
 CHECK = .venv-check/bin/
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' Makefile
 
 test: database .venv ## all tests but those of a cluster; only some: make test TESTS=tests/app
 ifdef TESTS
@@ -20,6 +20,10 @@ export SUMMARY = .venv/summary
 # A worker runs a whole file, in the order of the names. By default, files with few tests come last,
 # but here such files run long.
 SIDE_BY_SIDE = --dist loadfile --no-loadscope-reorder -m "not timed"
+
+test-image: ## the tests of the app on the Python of the images; without those in the browser
+	docker build --quiet --file tests/Dockerfile --tag cct-tests .
+	docker run --rm --init --volume "$(CURDIR):/cct:ro" cct-tests
 
 check: .venv .venv-check ## format, lint, types, schemas
 	$(CHECK)ruff format --check
