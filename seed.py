@@ -37,10 +37,11 @@ async def seed(settings: Settings) -> str:
     """Create and fill the table, all rows or none; return what was done."""
     connection = await log_in(settings)
     async with connection, connection.cursor() as cursor:
-        if not await exists(cursor, "SHOW TABLES LIKE 'accounts'"):
-            await cursor.execute(SCHEMA.read_text())
-        if await exists(cursor, "SELECT 1 FROM accounts LIMIT 1"):
-            return "the table has rows already: nothing to do"
+        async with asyncio.timeout(settings.seed_wait):
+            if not await exists(cursor, "SHOW TABLES LIKE 'accounts'"):
+                await cursor.execute(SCHEMA.read_text())
+            if await exists(cursor, "SELECT 1 FROM accounts LIMIT 1"):
+                return "the table has rows already: nothing to do"
         try:
             await fill(cursor, settings)
         except IntegrityError:  # on Swarm two seeders can run at once; only one can insert id 1
@@ -70,13 +71,14 @@ async def exists(cursor: Cursor, query: str) -> bool:
 
 
 async def fill(cursor: Cursor, settings: Settings) -> None:
-    """Insert all accounts in one transaction."""
+    """Insert all accounts in one transaction; raise TimeoutError if the database falls silent."""
     await cursor.execute("START TRANSACTION")
     for first in range(1, settings.seed_accounts + 1, BATCH):
         last = min(first + BATCH - 1, settings.seed_accounts)
-        async with asyncio.timeout(settings.seed_wait):  # the database may fall silent
+        async with asyncio.timeout(settings.seed_wait):
             await cursor.executemany(INSERT, [account(number) for number in range(first, last + 1)])
-    await cursor.execute("COMMIT")
+    async with asyncio.timeout(settings.seed_wait):
+        await cursor.execute("COMMIT")
 
 
 def stop(*_: object) -> None:

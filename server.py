@@ -31,7 +31,7 @@ from aiohttp.abc import AbstractAccessLogger
 from aiohttp.typedefs import Handler
 from asyncmy.errors import MySQLError
 
-from settings import TIME_FORMAT, Settings
+from settings import Settings
 
 # The flag, and what else the process remembers
 
@@ -44,17 +44,16 @@ log_lines: list[str] = []  # not written yet: see write_log
 
 def log_line(text: str) -> None:
     """Add a line to the log."""
-    log_lines.append(f"{utc_time(int(time.time()))} {text}\n")
+    log_lines.append(f"{utc_time()} {text}\n")
 
 
-@lru_cache(maxsize=1)  # many lines have the same second
-def utc_time(seconds: int) -> str:
-    """Return a time of time.time() as text."""
-    return time.strftime(TIME_FORMAT, time.gmtime(seconds))
+def utc_time() -> str:
+    """Return the current time as text."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
 
 
 CONTAINER = socket.gethostname()
-STARTED = utc_time(int(time.time()))
+STARTED = utc_time()
 
 
 class State(NamedTuple):
@@ -184,10 +183,10 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         check(request)
         response = await handler(request)
     except web.HTTPException as error:
-        lead_back(request, error)
-        complete(error)
+        show_error(request, error)
+        add_headers(error)
         raise
-    complete(response)
+    add_headers(response)
     return response
 
 
@@ -203,7 +202,6 @@ def check(request: web.Request) -> None:
         raise web.HTTPRequestEntityTooLarge(0, 0, text="No request needs a body here.")
 
 
-@lru_cache(maxsize=64)
 def is_allowed(host: str, names: str) -> bool:
     """Return whether a Host header is an address, localhost or one of the names.
 
@@ -226,7 +224,7 @@ def is_browser(request: web.Request) -> bool:
     return "text/html" in request.headers.get("Accept", "")
 
 
-def lead_back(request: web.Request, error: web.HTTPException) -> None:
+def show_error(request: web.Request, error: web.HTTPException) -> None:
     """End the sentence of an error. For a browser, make it a page with a link to the accounts."""
     sentence = str(error.text)
     error.text = f"{sentence}\n"
@@ -237,7 +235,7 @@ def lead_back(request: web.Request, error: web.HTTPException) -> None:
         error.content_type = "text/html"
 
 
-def complete(response: web.StreamResponse) -> None:
+def add_headers(response: web.StreamResponse) -> None:
     """Add the headers of every response."""
     response.headers.update(HEADERS)
     if response.status == 503:
@@ -322,7 +320,7 @@ async def make_unhealthy(request: web.Request) -> web.Response:
         raise web.HTTPForbidden(text="/make-unhealthy takes no requests in advance.")
     if not unhealthy_reason:
         cause = f"{request.method} /make-unhealthy from {request.remote or 'unknown'}"
-        unhealthy_reason = f"unhealthy since {utc_time(int(time.time()))}: {cause}"
+        unhealthy_reason = f"unhealthy since {utc_time()}: {cause}"
         log_line(f"made unhealthy by {cause}")
     if is_browser(request):
         raise web.HTTPSeeOther("./")  # the page
@@ -366,7 +364,7 @@ class Accounts:
         self.pool = asyncmy.Pool(
             minsize=0,
             maxsize=POOL_SIZE,
-            pool_recycle=-1,  # off: it waits for the goodbye of a dead connection. See `connect`.
+            pool_recycle=-1,  # off: it would wait for an answer of a dead connection
             autocommit=True,  # each query sees the newest rows
             stmt_cache_size=8,  # prepared statements
             **settings.connect_arguments(),
@@ -383,21 +381,23 @@ class Accounts:
         While a read is queued, other requests for the same page join it. When its query begins,
         it leaves the queue, and nobody joins any more. So no page is older than its request.
         """
-        read = self.queued.get(after)
-        if read is None:
-            read = asyncio.create_task(self.read(after))
-            self.queued[after] = read
-        return await asyncio.shield(read)  # a request that is cut off ends nobody else's read
+        # A client that leaves ends nobody else's read.
+        return await asyncio.shield(self.queue(after))
 
     def refresh(self) -> None:
         """Read the first page in the background if the last read is older than a second."""
         if asyncio.get_running_loop().time() > self.last_asked + 1:
-            # The loop keeps no reference to a task, so this object does.
-            self.refreshing = asyncio.create_task(self.page(0))
+            self.queue(0)
+
+    def queue(self, after: int) -> asyncio.Task[Page]:
+        """Return the queued read of a page, a new one if there is none."""
+        if after not in self.queued:
+            self.last_asked = asyncio.get_running_loop().time()
+            self.queued[after] = asyncio.create_task(self.read(after))
+        return self.queued[after]
 
     async def read(self, after: int) -> Page:
         """Wait for a slot, query the database, and return the page or the error."""
-        self.last_asked = asyncio.get_running_loop().time()
         try:
             # The second one is the limit. Python 3.11 can lose it while a connection opens.
             async with asyncio.timeout(self.timeout + 1), asyncio.timeout(self.timeout):
@@ -413,7 +413,7 @@ class Accounts:
             # OSError: the network, the password file, and TimeoutError.
             # RuntimeError: asyncmy could not log in without TLS.
             page = explain(error)
-        self.note(page)
+        self.remember(page)
         return page
 
     async def query(self, after: int) -> Rows:
@@ -438,7 +438,7 @@ class Accounts:
             connection.close()
             self.pool.release(connection)
 
-    def note(self, page: Page) -> None:
+    def remember(self, page: Page) -> None:
         """Remember the error of a read. Log an error that is new, and the end of errors."""
         if page.error and page.error != self.error:
             log_line(f"{page.error} {page.detail}")
@@ -490,7 +490,7 @@ def explain(error: Exception) -> Page:
 # The process
 
 # At a stop, aiohttp waits 3 s for the requests in flight, cancels them, and waits 3 s more. The
-# database may take 1 s. So a stop takes at most 8 s. Docker kills after 10 s.
+# database may take 1 s. So a stop takes less than 8 s. Docker kills after 10 s.
 SHUTDOWN_TIMEOUT = 3.0  # seconds
 KEEP_ALIVE = 120.0  # seconds; proxies keep idle connections for less (nginx 60, Traefik 90)
 UNREAD_TIMEOUT = 10_000  # milliseconds until a client that does not read its answer is cut off

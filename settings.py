@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-TIME_FORMAT = "%Y-%m-%d %H:%M:%S UTC"  # in the log and on the page
-
 
 class Settings:
     """The settings with their types, defaults and ranges. README.md says what each one does."""

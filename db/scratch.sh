@@ -30,7 +30,7 @@ finish() {
 # Make the database cct_scratch, and a user who can write only there.
 make_scratch() {
   # Only one process can make this folder. (The image has no flock.)
-  mkdir /tmp/lock-scratch 2>/dev/null || refuse "Another restore or load runs."
+  mkdir /tmp/lock-scratch 2>/dev/null || refuse "Another restore or load runs. If it was killed, restart db."
   trap finish EXIT
   drop_scratch # a run that was cut off may have left it
   as_root "CREATE DATABASE cct_scratch;

@@ -52,7 +52,7 @@ rotate_passwords() {
   grep -q " /run/secrets/app " /proc/mounts ||
     refuse "$file cannot be replaced here. Rotate as docs/swarm.md or docs/kubernetes.md says."
   # Only one process can make this folder. (The image has no flock.)
-  mkdir /tmp/lock-rotate 2>/dev/null || refuse "Another rotation runs."
+  mkdir /tmp/lock-rotate 2>/dev/null || refuse "Another rotation runs. If it was killed, restart db."
   trap "rmdir /tmp/lock-rotate" EXIT
   # The password of root never leaves db, and stays.
   rotate_password app
@@ -61,6 +61,8 @@ rotate_passwords() {
 
 rotate_password() { # USER
   file=$(password_file "$1")
+  # A rotation that was cut off may have left another password in the database.
+  as-root.sh mysql <<<"ALTER USER $1 IDENTIFIED BY '$(cat "$file")'"
   make_password "$file.new"
   # The old password works until the file holds the new one.
   as-root.sh mysql <<<"ALTER USER $1 IDENTIFIED BY '$(cat "$file.new")' RETAIN CURRENT PASSWORD"

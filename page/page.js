@@ -2,7 +2,12 @@
 // is not healthy, the page asks more often, and tells the steps of the heal.
 
 const TIMEOUT = 2000 // milliseconds to wait for an answer
-const SILENCE = { reason: "The server does not answer.", probe: "unknown", database: "unknown" }
+const SILENCE = {
+  reason: "The server does not answer.",
+  probe: "unknown",
+  database: "unknown",
+  note: "",
+}
 
 const steps = byId("steps")
 const button = document.querySelector("button") // null if MAKE_UNHEALTHY is off
@@ -23,7 +28,7 @@ async function poll() {
   }
   // Chromium ends a request when a network of the machine changes. So a lost one is repeated.
   const answer = (await ask("state", "json")) ?? (await ask("state", "json"))
-  const state = answer?.body ?? null // null: no answer
+  const state = answer?.ok ? answer.body : null // null: no answer
   showState(state)
   followHeal(state)
   isWatching = true
@@ -44,9 +49,9 @@ async function ask(path, type, method = "GET") {
 
 function showState(state) {
   const health = nameHealth(state)
-  const facts = state === null ? { ...SILENCE, note: "" } : describe(state)
+  const facts = state === null ? SILENCE : describe(state)
   for (const [id, text] of Object.entries({ health, ...facts })) {
-    if (byId(id).textContent !== text) byId(id).textContent = text // this ends a selection
+    if (byId(id).textContent !== text) byId(id).textContent = text // a write ends a selection
   }
   byId("health").className = health
   document.title = `${health} · Accounts`
