@@ -26,7 +26,11 @@ def test_rotated_passwords_need_no_restart(stack: Stack) -> None:
 
 
 def test_each_step_of_a_rotation_leaves_a_good_password(stack: Stack) -> None:
-    """After each SQL statement of `rotate`, both users can log in with the password of the file."""
+    """After each SQL statement of `rotate`, both users can log in with the password of the file.
+
+    An earlier rotation was cut off: the file still has the old password.
+    """
+    stack.sql("ALTER USER app IDENTIFIED BY 'unknown' RETAIN CURRENT PASSWORD")
     login = "mysql -h 127.0.0.1 -u $user -e 'SELECT 1' cct"
     check = f"for user in app seeder; do MYSQL_PWD=$(cat /run/secrets/$user/password) {login}; done"
     # A function takes the place of as-root.sh: it checks the passwords after each statement.
