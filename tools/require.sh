@@ -18,6 +18,7 @@ install() { # APT-PACKAGES BREW-PACKAGE WHAT
   fi
   echo "$3 is missing. This command installs it:"
   echo "  $command"
+  echo "To avoid this, press Ctrl-C, install it in your own way, and start again."
   eval "$command"
 }
 
