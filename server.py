@@ -108,6 +108,7 @@ def render_html(page: Page, state: State, button: str) -> bytes:
     note = page.error
     if page.error and not state.reason:
         note += " The server is healthy, so nothing restarts it."
+    next_url = f"./?after={html.escape(str(page.next))}"
     return TEMPLATE.substitute(
         refresh=REFRESH if state.reason or page.error else "",
         container=html.escape(state.container),
@@ -121,7 +122,7 @@ def render_html(page: Page, state: State, button: str) -> bytes:
         message=page.error or describe(page),
         rows="\n".join(render_row(account) for account in page.accounts),
         first='<a rel="first" href="./">First</a>' if page.after else "",
-        next="" if page.next is None else f'<a rel="next" href="./?after={page.next}">Next</a>',
+        next="" if page.next is None else f'<a rel="next" href="{next_url}">Next</a>',
     ).encode()
 
 
