@@ -1,6 +1,4 @@
-# Three images: db, seeder and app. Because of --chmod, the umask of the clone does not matter.
-#
-# The labels are for registries.
+# Three images: db, seeder and app. Because of --chmod, the file modes of the clone do not matter.
 
 ARG VERSION=2.0.0
 

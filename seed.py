@@ -82,7 +82,7 @@ async def fill(cursor: Cursor, settings: Settings) -> None:
 
 
 def stop(*_: object) -> None:
-    """Exit at once, because an exception would hit asyncio anywhere. The database rolls back."""
+    """Exit at once, because an exception could hit asyncio's own code. The database rolls back."""
     os.write(2, b"Stopped. The database keeps all accounts or none.\n")
     os._exit(1)
 

@@ -91,7 +91,7 @@ class Account(NamedTuple):
     email: str
 
 
-@dataclass(frozen=True, eq=False)  # two pages are equal if they are the same object: see make_page
+@dataclass(frozen=True, eq=False)  # compared as objects, which is fast: see make_page
 class Page:
     """Up to PAGE_SIZE accounts, or why they cannot be read."""
 
@@ -183,7 +183,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         check(request)
         response = await handler(request)
-    except web.HTTPException as error:
+    except web.HTTPException as error:  # an error or a redirect
         show_error(request, error)
         add_headers(error)
         raise
@@ -383,15 +383,15 @@ class Accounts:
         it leaves the queue, and nobody joins any more. So no page is older than its request.
         """
         # A client that leaves ends nobody else's read.
-        return await asyncio.shield(self.queue(after))
+        return await asyncio.shield(self.join(after))
 
     def refresh(self) -> None:
         """Read the first page in the background if the last read is older than a second."""
         if asyncio.get_running_loop().time() > self.last_asked + 1:
-            self.queue(0)
+            self.join(0)
 
-    def queue(self, after: int) -> asyncio.Task[Page]:
-        """Return the queued read of a page, a new one if there is none."""
+    def join(self, after: int) -> asyncio.Task[Page]:
+        """Return the queued read of a page; queue one if there is none."""
         if after not in self.queued:
             self.last_asked = asyncio.get_running_loop().time()
             self.queued[after] = asyncio.create_task(self.read(after))
@@ -400,7 +400,7 @@ class Accounts:
     async def read(self, after: int) -> Page:
         """Wait for a slot, query the database, and return the page or the error."""
         try:
-            # The second one is the limit. Python 3.11 can lose it while a connection opens.
+            # The inner timeout is the limit. Python 3.11 can lose it while a connection opens.
             async with asyncio.timeout(self.timeout + 1), asyncio.timeout(self.timeout):
                 try:
                     await self.slots.acquire()
@@ -553,7 +553,7 @@ async def limit_connections(runner: web.AppRunner) -> None:
         closing = {connection: task for connection, task in closing.items() if not task.done()}
         for connection in connections[:excess]:
             if connection not in closing:
-                connection.close()  # without this, shutdown waits for an idle connection, too
+                connection.close()  # so that shutdown does not wait for an idle connection
                 closing[connection] = asyncio.create_task(connection.shutdown(SHUTDOWN_TIMEOUT))
         await asyncio.sleep(0.25)
 

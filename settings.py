@@ -74,7 +74,7 @@ def tls_context(mode: str) -> ssl.SSLContext | None:
     if mode == "disabled":
         return None
     context = ssl.create_default_context()
-    # Python 3.13 and later would refuse a private authority that leaves out optional fields.
+    # Python 3.13 and later would refuse a private CA whose certificate lacks optional extensions.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if mode == "required":  # MySQL's own certificate encrypts, but proves no identity
         context.check_hostname = False

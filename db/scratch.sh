@@ -43,7 +43,8 @@ in_scratch() { # OPTION...
   MYSQL_PWD=$password mysql --user=cct_scratch --skip-column-names "$@" cct_scratch
 }
 
-# Let the tables of cct_scratch take the place of those in cct. The old ones go with cct_scratch.
+# Let the tables of cct_scratch take the place of those in cct. The old ones go with cct_scratch:
+#   RENAME TABLE cct.accounts TO cct_scratch.old_accounts, cct_scratch.accounts TO cct.accounts
 swap_tables() {
   renames=""
   for table in $(in_scratch --execute "SHOW TABLES"); do

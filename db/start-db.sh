@@ -3,8 +3,8 @@
 set -euo pipefail
 
 data=/var/lib/mysql
-# This file is there while a first start runs. At its end, users.sh deletes the file. MySQL calls a
-# folder empty if it has only hidden files and lost+found.
+# This file is there while a first start runs. At its end, users.sh deletes the file. Its name is
+# hidden, because MySQL must still find the folder empty.
 first_start=$data/.cct-first-start
 
 require_passwords() {

@@ -14,7 +14,7 @@ const button = document.querySelector("button") // null if MAKE_UNHEALTHY is off
 let heal = null // what the page tells: null while the server is healthy
 let timer
 // False if the tab may have missed something: before it was loaded, or while it was hidden.
-let isWatching = !document.hidden && byId("health").textContent === "healthy"
+let hasSeenAll = !document.hidden && byId("health").textContent === "healthy"
 let isOutdated = byId("database").textContent === "error" // since the accounts were read
 
 function byId(id) {
@@ -23,7 +23,7 @@ function byId(id) {
 
 async function poll() {
   if (document.hidden) {
-    isWatching = false
+    hasSeenAll = false
     return
   }
   // Chromium ends a request when a network of the machine changes. So a lost one is repeated.
@@ -31,7 +31,7 @@ async function poll() {
   const state = answer?.ok ? answer.body : null // null: no answer
   showState(state)
   followHeal(state)
-  isWatching = true
+  hasSeenAll = true
   if (state !== null) await followDatabase(state.error)
   clearTimeout(timer) // of another poll: the tab may have been hidden and shown meanwhile
   timer = setTimeout(poll, heal ? 250 : 1000)
@@ -84,9 +84,9 @@ function followHeal(state) {
 
 function beginHeal(state) {
   steps.textContent = ""
-  heal = { began: performance.now(), isTimed: isWatching, restartMayCome: false, step: "" }
+  heal = { began: performance.now(), isTimed: hasSeenAll, restartMayCome: false, step: "" }
   heal.container = byId("container").textContent
-  heal.toldProbes = isWatching || state === null ? 0 : state.failed_probes
+  heal.toldProbes = hasSeenAll || state === null ? 0 : state.failed_probes
 }
 
 function tellSteps(state) {
@@ -95,7 +95,8 @@ function tellSteps(state) {
     return
   }
   heal.answered = performance.now()
-  // Probe 3 comes 5 s after probe 2. The healer may act so soon that this tab misses probe 3.
+  // Probe 3 comes 5 s after probe 2. The healer may act so soon after it that this tab misses it. So
+  // two failures and almost 5 s count, too.
   heal.restartMayCome = state.failed_probes >= 3 ||
     (state.failed_probes === 2 && state.probe_age >= 4)
   if (heal.step === "") tell(heal.isTimed ? "made unhealthy" : "found unhealthy")
@@ -118,7 +119,7 @@ function secondsOfHeal() {
 function endHeal(state) {
   const isSame = state.container === heal.container
   const who = isSame ? "healthy again" : `container ${state.container} answers`
-  steps.append(heal.isTimed && isWatching ? `${who} after ${secondsOfHeal()} s` : who)
+  steps.append(heal.isTimed && hasSeenAll ? `${who} after ${secondsOfHeal()} s` : who)
   heal = null
 }
 
