@@ -200,7 +200,9 @@ def check(request: web.Request) -> None:
         sentence = "The browser sends too many cookies: delete the cookies of this address."
         raise web.HTTPRequestHeaderFieldsTooLarge(text=sentence)
     if request.body_exists:
-        raise web.HTTPRequestEntityTooLarge(0, 0, text="No request needs a body here.")
+        raise web.HTTPRequestEntityTooLarge(
+            max_size=0, actual_size=1, text="No request needs a body here."
+        )
 
 
 def is_allowed(host: str, names: str) -> bool:
@@ -242,7 +244,7 @@ def add_headers(response: web.StreamResponse) -> None:
     if response.status == 503:
         response.headers["Retry-After"] = "2"  # seconds
     if stopping:
-        response.force_close()  # the client's next request goes to another replica
+        response.force_close()  # the client's next request goes to another server
 
 
 def text_response(sentence: str, status: int = 200) -> web.Response:
@@ -285,7 +287,7 @@ async def show_health(request: web.Request) -> web.Response:
     """Liveness: the flag. A restart would not repair the database, so the database is not asked."""
     global failed_probes, last_probe
     agent = request.headers.get("User-Agent", "")
-    if agent == "cct-probe" or agent.startswith("kube-probe/"):  # probe.py, the kubelet
+    if agent == "cct-probe" or agent.startswith("kube-probe/"):  # probe.py, Kubernetes
         last_probe = time.monotonic()
         if unhealthy_reason:
             failed_probes += 1
@@ -314,7 +316,7 @@ async def show_state(request: web.Request) -> web.Response:
 async def make_unhealthy(request: web.Request) -> web.Response:
     """Set the health flag."""
     global unhealthy_reason
-    if is_foreign(request):
+    if is_cross_site(request):
         sentence = "/make-unhealthy takes no requests from other sites."
         raise web.HTTPForbidden(text=f"{sentence} A proxy must forward Host, with the port.")
     if "prefetch" in request.headers.get("Sec-Purpose", ""):
@@ -328,8 +330,8 @@ async def make_unhealthy(request: web.Request) -> web.Response:
     return text_response(unhealthy_reason)
 
 
-def is_foreign(request: web.Request) -> bool:
-    """Return whether a browser sent the request on behalf of another site."""
+def is_cross_site(request: web.Request) -> bool:
+    """Return whether a page of another site made the browser send this request."""
     site = request.headers.get("Sec-Fetch-Site")
     if site:
         return site not in ("same-origin", "none")
@@ -546,20 +548,16 @@ async def limit_connections(runner: web.AppRunner) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = min(hard, DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    closing: dict[web.RequestHandler, asyncio.Task[None]] = {}  # a busy one takes up to 6 s
     while True:
         connections = runner.server.connections if runner.server else []  # oldest first
         excess = max(len(connections) - allowed // 2, 0)
-        closing = {connection: task for connection, task in closing.items() if not task.done()}
         for connection in connections[:excess]:
-            if connection not in closing:
-                connection.close()  # so that shutdown does not wait for an idle connection
-                closing[connection] = asyncio.create_task(connection.shutdown(SHUTDOWN_TIMEOUT))
+            connection.force_close()
         await asyncio.sleep(0.25)
 
 
 async def serve(settings: Settings) -> None:
-    """Start, wait for SIGTERM or SIGINT, drain, stop."""
+    """Start, wait for SIGTERM or SIGINT, serve on for DRAIN seconds, stop."""
     global stopping
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
