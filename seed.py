@@ -38,6 +38,7 @@ async def seed(settings: Settings) -> str:
     connection = await log_in(settings)
     async with connection, connection.cursor() as cursor:
         async with asyncio.timeout(settings.seed_wait):
+            # A read-only database refuses even CREATE TABLE IF NOT EXISTS.
             if not await exists(cursor, "SHOW TABLES LIKE 'accounts'"):
                 await cursor.execute(SCHEMA.read_text())
             if await exists(cursor, "SELECT 1 FROM accounts LIMIT 1"):
@@ -82,7 +83,7 @@ async def fill(cursor: Cursor, settings: Settings) -> None:
 
 
 def stop(*_: object) -> None:
-    """Exit at once, because an exception could hit asyncio's own code. The database rolls back."""
+    """Exit at once: asyncio could lose an exception. The database rolls back."""
     os.write(2, b"Stopped. The database keeps all accounts or none.\n")
     os._exit(1)
 
@@ -94,7 +95,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)  # as process 1 of a container, Python would ignore it
     try:
         print(asyncio.run(seed(settings)))
-    except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: asyncmy needs TLS
+    except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: a login without TLS
         place = f"The database at {settings.db_host}:{settings.db_port}"
         hint = "In a container, localhost is the container: use host.docker.internal."
         note = f" {hint}" if settings.db_host in ("localhost", "127.0.0.1") else ""

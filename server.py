@@ -168,7 +168,7 @@ def make_app(settings: Settings) -> web.Application:
     app.router.add_get("/ready", show_readiness)
     app.router.add_get("/state", show_state)
     app.router.add_static("/page", FILES)
-    if settings.make_unhealthy == "on":
+    if settings.make_unhealthy == "on":  # HEAD must change nothing
         app.router.add_get("/make-unhealthy", make_unhealthy, allow_head=False)
         app.router.add_post("/make-unhealthy", make_unhealthy)
     return app
@@ -177,8 +177,7 @@ def make_app(settings: Settings) -> web.Application:
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse bad requests before a handler sees them. Give people a way back from an error."""
-    # A client may send many requests at once (pipelining). Without this pause, aiohttp would answer
-    # them all before other clients.
+    # A client may send many requests at once (pipelining). This lets other clients go first.
     await asyncio.sleep(0)
     try:
         check(request)
@@ -208,7 +207,8 @@ def check(request: web.Request) -> None:
 def is_allowed(host: str, names: str) -> bool:
     """Return whether a Host header is an address, localhost or one of the names.
 
-    Other names may belong to a hostile site that points them here (DNS rebinding).
+    A hostile site can point its own name here, and so have a browser read pages for it (DNS
+    rebinding).
     """
     if names == "*" or not host:  # HTTP/1.0 names no host
         return True
@@ -228,11 +228,11 @@ def is_browser(request: web.Request) -> bool:
 
 
 def show_error(request: web.Request, error: web.HTTPException) -> None:
-    """End the sentence of an error. For a browser, make it a page with a link to the accounts."""
+    """Add a newline to an error's text. For a browser, make it a page with a link back."""
     sentence = str(error.text)
     error.text = f"{sentence}\n"
     if is_browser(request):
-        # A proxy may serve the page below a path of its own, so all links are relative.
+        # A proxy may serve the page below a path of its own, so links go up, folder by folder.
         home = "../" * (request.path.count("/") - 1) or "./"
         error.text = ERROR_TEMPLATE.substitute(sentence=html.escape(sentence), home=home)
         error.content_type = "text/html"
@@ -354,7 +354,7 @@ QUERY = """
 SELECT id, LEFT(name, 254), LEFT(email, 254) FROM accounts WHERE id > %s ORDER BY id LIMIT %s
 """
 POOL_SIZE = 2  # connections, so at most two queries at once: more were not faster
-MAX_IDLE = 60.0  # seconds; balancers forget an idle connection after four minutes or more
+MAX_IDLE = 60.0  # seconds; networks forget an idle connection after four minutes or more
 
 Rows = tuple[tuple[Any, ...], ...]
 
@@ -367,7 +367,7 @@ class Accounts:
         self.pool = asyncmy.Pool(
             minsize=0,
             maxsize=POOL_SIZE,
-            pool_recycle=-1,  # off: it would wait for an answer of a dead connection
+            pool_recycle=-1,  # off: it would say goodbye to a dead connection, and wait
             autocommit=True,  # each query sees the newest rows
             stmt_cache_size=8,  # prepared statements
             **settings.connect_arguments(),
@@ -382,7 +382,7 @@ class Accounts:
         """Return the accounts whose ids are greater than `after`, or the error, within DB_TIMEOUT.
 
         While a read is queued, other requests for the same page join it. When its query begins,
-        it leaves the queue, and nobody joins any more. So no page is older than its request.
+        it leaves the queue, and nobody joins it. So the query is never older than the request.
         """
         # A client that leaves ends nobody else's read.
         return await asyncio.shield(self.join(after))
@@ -433,7 +433,7 @@ class Accounts:
             self.pool.release(connection)
 
     async def connect(self) -> asyncmy.Connection:
-        """Take a connection from the pool. Drop one that a balancer may have forgotten."""
+        """Take a connection from the pool. Drop one that the network may have forgotten."""
         while True:
             connection = await self.pool.acquire()
             if asyncio.get_running_loop().time() < connection.last_usage + MAX_IDLE:
@@ -464,8 +464,8 @@ async def open_database(app: web.Application) -> AsyncIterator[None]:
             await accounts.pool.wait_closed()
 
 
-# For equal rows, this cache returns the same object. So the cache of render_html need not compare
-# fifty accounts, and each page is rendered once.
+# For equal rows, this cache returns the same object. So the cache of render_html finds a page
+# without a look at its fifty accounts.
 @lru_cache(maxsize=64)
 def make_page(after: int, rows: Rows) -> Page:
     """Return the page for the rows of QUERY."""
@@ -498,7 +498,7 @@ SHUTDOWN_TIMEOUT = 3.0  # seconds
 KEEP_ALIVE = 120.0  # seconds; proxies keep idle connections for less (nginx 60, Traefik 90)
 UNREAD_TIMEOUT = 10_000  # milliseconds until a client that does not read its answer is cut off
 RECEIVE_BUFFER = 4096  # bytes; a client cannot make the server parse more in one go
-DESCRIPTORS = 8192
+DESCRIPTORS = 8192  # open files and connections at most; see limit_connections
 QUIET = ("/health", "/ready", "/state", "/page/")  # only their failures are logged
 
 
@@ -511,7 +511,8 @@ class AccessLog(AbstractAccessLogger):
         if response.status < 400 and path.startswith(QUIET):
             return
         who = request.remote or "unknown"
-        log_line(f"{who} {request.method} {path[:200]!a} {response.status} {seconds:.4f} s")
+        path = ascii(path[:200])  # in quotes
+        log_line(f"{who} {request.method} {path} {response.status} {seconds:.4f} s")
 
 
 async def write_log() -> None:

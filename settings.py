@@ -64,7 +64,7 @@ class Settings:
             "user": self.db_user,
             "password_creator": self.current_password,
             "ssl": tls_context(self.db_tls),
-            # The handshake asks for this, too, but a database can be set to ignore the handshake.
+            # A login asks for this, too, but a database can be set to ignore that.
             "init_command": "SET NAMES utf8mb4",
         }
 

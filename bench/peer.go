@@ -73,7 +73,8 @@ func main() {
 	check(err)
 	db.SetMaxOpenConns(8)
 	db.SetMaxIdleConns(8)
-	statement, err = db.Prepare("SELECT id, name, email FROM accounts WHERE id > ? ORDER BY id LIMIT 50")
+	query := "SELECT id, name, email FROM accounts WHERE id > ? ORDER BY id LIMIT 50"
+	statement, err = db.Prepare(query)
 	check(err)
 	text, err := os.ReadFile("/bench/page.html")
 	check(err)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Replace the accounts by a CSV file:
+# Replace the accounts with those of a CSV file:
 #   docker compose exec -T db load-csv.sh $(wc -c <my.csv) <my.csv
 # The number of bytes tells a whole file from one whose sender was stopped.
 # shellcheck source=db/scratch.sh
-source scratch.sh
+source scratch.sh # has make_scratch, in_scratch, as_root, swap_tables, refuse, $upload and $busy
 
 columns=name,email
 

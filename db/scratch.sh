@@ -30,7 +30,8 @@ finish() {
 # Make the database cct_scratch, and a user who can write only there.
 make_scratch() {
   # Only one process can make this folder. (The image has no flock.)
-  mkdir /tmp/lock-scratch 2>/dev/null || refuse "Another restore or load runs. If it was killed, restart db."
+  mkdir /tmp/lock-scratch 2>/dev/null ||
+    refuse "Another restore or load runs. If it was killed, restart db."
   trap finish EXIT
   drop_scratch # a run that was cut off may have left it
   as_root "CREATE DATABASE cct_scratch;
@@ -50,8 +51,8 @@ swap_tables() {
   for table in $(in_scratch --execute "SHOW TABLES"); do
     # A table that is new to cct needs an empty one to swap with.
     as_root "CREATE TABLE IF NOT EXISTS cct.$table LIKE cct_scratch.$table" || refuse "$busy"
-    renames+=", cct.$table TO cct_scratch.old_$table, cct_scratch.$table TO cct.$table"
+    renames+="${renames:+, }cct.$table TO cct_scratch.old_$table, cct_scratch.$table TO cct.$table"
   done
   # One statement for all: each reader sees only old rows, or only new rows.
-  as_root "RENAME TABLE ${renames#, }" || refuse "$busy"
+  as_root "RENAME TABLE $renames" || refuse "$busy"
 }

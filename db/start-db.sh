@@ -31,6 +31,6 @@ else
   exit 1
 fi
 
-rm -rf /tmp/lock-* # Kubernetes keeps /tmp when it restarts the container
+rm -rf /tmp/lock-* # of users.sh and scratch.sh; Kubernetes keeps /tmp in a restart
 users.sh passwords
 exec docker-entrypoint.sh "$@"

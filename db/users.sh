@@ -48,11 +48,12 @@ refuse() { # SENTENCE
 
 rotate_passwords() {
   file=$(password_file app)
-  # Swarm and Kubernetes mount this file itself, or the folder above. Nobody can replace it there.
+  # A secret of Swarm or Kubernetes cannot be replaced. There, this folder is no mount of its own.
   grep -q " /run/secrets/app " /proc/mounts ||
     refuse "$file cannot be replaced here. Rotate as docs/swarm.md or docs/kubernetes.md says."
   # Only one process can make this folder. (The image has no flock.)
-  mkdir /tmp/lock-rotate 2>/dev/null || refuse "Another rotation runs. If it was killed, restart db."
+  mkdir /tmp/lock-rotate 2>/dev/null ||
+    refuse "Another rotation runs. If it was killed, restart db."
   trap "rmdir /tmp/lock-rotate" EXIT
   # The password of root never leaves db, and stays.
   rotate_password app

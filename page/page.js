@@ -1,5 +1,5 @@
-// While its tab is visible, the page asks for the state once a second, and shows it. While the server
-// is not healthy, the page asks more often, and tells the steps of the heal.
+// While its tab is visible, the page asks for the state once a second, and shows it. While the
+// server is not healthy, the page asks more often, and tells the steps of the heal.
 
 const TIMEOUT = 2000 // milliseconds to wait for an answer
 const SILENCE = {
@@ -11,11 +11,11 @@ const SILENCE = {
 
 const steps = byId("steps")
 const button = document.querySelector("button") // null if MAKE_UNHEALTHY is off
-let heal = null // what the page tells: null while the server is healthy
+let heal = null // the heal that the steps show; null while the server is healthy
 let timer
 // False if the tab may have missed something: before it was loaded, or while it was hidden.
 let hasSeenAll = !document.hidden && byId("health").textContent === "healthy"
-let isOutdated = byId("database").textContent === "error" // since the accounts were read
+let isOutdated = byId("database").textContent === "error" // the accounts are to be read again
 
 function byId(id) {
   return document.getElementById(id)
@@ -33,7 +33,7 @@ async function poll() {
   followHeal(state)
   hasSeenAll = true
   if (state !== null) await followDatabase(state.error)
-  clearTimeout(timer) // of another poll: the tab may have been hidden and shown meanwhile
+  clearTimeout(timer) // another poll may have set one, if the tab was hidden and shown meanwhile
   timer = setTimeout(poll, heal ? 250 : 1000)
 }
 
@@ -95,8 +95,8 @@ function tellSteps(state) {
     return
   }
   heal.answered = performance.now()
-  // Probe 3 comes 5 s after probe 2. The healer may act so soon after it that this tab misses it. So
-  // two failures and almost 5 s count, too.
+  // Probe 3 comes 5 s after probe 2. The healer may act so soon after probe 3 that this tab misses
+  // that probe. So two failures and almost 5 s count, too.
   heal.restartMayCome = state.failed_probes >= 3 ||
     (state.failed_probes === 2 && state.probe_age >= 4)
   if (heal.step === "") tell(heal.isTimed ? "made unhealthy" : "found unhealthy")
