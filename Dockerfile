@@ -11,8 +11,9 @@ LABEL org.opencontainers.image.title="cct-db" \
 COPY --chmod=755 db /usr/local/bin
 # At the end of a first start, MySQL's image runs what is in this folder.
 RUN echo "users.sh create" >/docker-entrypoint-initdb.d/create-users.sh
-# On a first start, MySQL's image runs a temporary server without users and without TCP. So this ping
-# over TCP fails until the real server runs. It needs no password: a refused login is an answer, too.
+# On a first start, MySQL's image runs a temporary server without users and without TCP. So this
+# ping over TCP fails until the real server runs. It needs no password: a refused login is an
+# answer, too.
 # A first start may take two minutes. Failures in that time do not count.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=2m --start-interval=1s \
     CMD ["mysqladmin", "--host=127.0.0.1", "--user=app", "--connect-timeout=2", "ping"]
