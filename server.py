@@ -7,7 +7,6 @@ database.
 
 import asyncio
 import html
-import ipaddress
 import json
 import os
 import re
@@ -16,14 +15,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import asyncmy
 from aiohttp import web
@@ -108,7 +105,7 @@ def render_html(page: Page, state: State, button: str) -> bytes:
     note = page.error
     if page.error and not state.reason:
         note += " The server is healthy, so nothing restarts it."
-    next_url = f"./?after={html.escape(str(page.next))}"
+    next_url = f"./?after={html.escape(str(page.next))}"  # an id can be text, as all values can
     return TEMPLATE.substitute(
         refresh=REFRESH if state.reason or page.error else "",
         container=html.escape(state.container),
@@ -162,7 +159,8 @@ def make_app(settings: Settings) -> web.Application:
     """Return the application. It needs no database to start: the first request connects."""
     app = web.Application(middlewares=[guard])
     app[SETTINGS] = settings
-    app.cleanup_ctx.append(open_database)
+    app[ACCOUNTS] = Accounts(settings)
+    app.on_cleanup.append(close_database)
     app.router.add_get("/", show_accounts)
     app.router.add_get("/health", show_health)
     app.router.add_get("/ready", show_readiness)
@@ -180,17 +178,17 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     # A client may send many requests at once (pipelining). This lets other clients go first.
     await asyncio.sleep(0)
     try:
-        check(request)
+        check_request(request)
         response = await handler(request)
     except web.HTTPException as error:  # an error or a redirect
-        show_error(request, error)
+        render_error(request, error)
         add_headers(error)
         raise
     add_headers(response)
     return response
 
 
-def check(request: web.Request) -> None:
+def check_request(request: web.Request) -> None:
     """Refuse a request that no handler may see."""
     if not is_allowed(request.headers.get("Host", ""), request.app[SETTINGS].allowed_hosts):
         sentence = "The server is not known by this name: see ALLOWED_HOSTS."
@@ -199,9 +197,7 @@ def check(request: web.Request) -> None:
         sentence = "The browser sends too many cookies: delete the cookies of this address."
         raise web.HTTPRequestHeaderFieldsTooLarge(text=sentence)
     if request.body_exists:
-        raise web.HTTPRequestEntityTooLarge(
-            max_size=0, actual_size=1, text="No request needs a body here."
-        )
+        raise web.HTTPRequestEntityTooLarge(0, text="No request needs a body here.")
 
 
 def is_allowed(host: str, names: str) -> bool:
@@ -215,11 +211,8 @@ def is_allowed(host: str, names: str) -> bool:
     name = re.sub(":[0-9]*$", "", host).removesuffix(".").lower()
     if name in ("localhost", *names.lower().replace(",", " ").split()):
         return True
-    try:
-        ipaddress.ip_address(name.strip("[]"))
-    except ValueError:
-        return False
-    return True
+    # No name looks like 192.0.2.1 or [2001:db8::1].
+    return re.fullmatch(r"[0-9.]+|\[[0-9a-f:.]+\]", name) is not None
 
 
 def is_browser(request: web.Request) -> bool:
@@ -227,7 +220,7 @@ def is_browser(request: web.Request) -> bool:
     return "text/html" in request.headers.get("Accept", "")
 
 
-def show_error(request: web.Request, error: web.HTTPException) -> None:
+def render_error(request: web.Request, error: web.HTTPException) -> None:
     """Add a newline to an error's text. For a browser, make it a page with a link back."""
     sentence = str(error.text)
     error.text = f"{sentence}\n"
@@ -254,7 +247,7 @@ def text_response(sentence: str, status: int = 200) -> web.Response:
 
 def json_response(fields: dict[str, Any], status: int = 200) -> web.Response:
     """Return a line of JSON."""
-    text = json.dumps(fields, ensure_ascii=False, default=str)
+    text = json.dumps(fields, ensure_ascii=False, default=str)  # an id can be of any type
     return web.Response(text=f"{text}\n", content_type="application/json", status=status)
 
 
@@ -286,8 +279,7 @@ def parse_after(request: web.Request) -> int:
 async def show_health(request: web.Request) -> web.Response:
     """Liveness: the flag. A restart would not repair the database, so the database is not asked."""
     global failed_probes, last_probe
-    agent = request.headers.get("User-Agent", "")
-    if agent == "cct-probe" or agent.startswith("kube-probe/"):  # probe.py, Kubernetes
+    if request.headers.get("User-Agent") == "cct-probe":  # probe.py, and Kubernetes' liveness probe
         last_probe = time.monotonic()
         if unhealthy_reason:
             failed_probes += 1
@@ -338,12 +330,8 @@ def is_cross_site(request: web.Request) -> bool:
     # Over plain HTTP, browsers send Sec-Fetch-Site only to localhost. Elsewhere, compare the
     # origin with the host.
     origin = request.headers.get("Origin") or request.headers.get("Referer")
-    if origin is None:
-        return False
-    try:
-        return urlsplit(origin).netloc != request.host
-    except ValueError:  # an invalid address, such as http://[::1
-        return True
+    own = (f"http://{request.host}/", f"https://{request.host}/")
+    return origin is not None and not f"{origin}/".startswith(own)
 
 
 # The accounts
@@ -375,29 +363,25 @@ class Accounts:
         # Reads queue here, first in, first out. The pool's own queue is not fair.
         self.slots = asyncio.Semaphore(POOL_SIZE)
         self.queued: dict[int, asyncio.Task[Page]] = {}  # reads whose query has not begun
-        self.last_asked = 0.0  # when the last read was queued, on the loop's clock
+        self.last_queued = 0.0  # when the last read was queued, on the loop's clock
         self.error = ""  # of the last read, empty if it succeeded
 
-    async def page(self, after: int) -> Page:
-        """Return the accounts whose ids are greater than `after`, or the error, within DB_TIMEOUT.
+    def page(self, after: int) -> asyncio.Task[Page]:
+        """Return a read to await: the accounts after this id, or the error, within DB_TIMEOUT.
 
         While a read is queued, other requests for the same page join it. When its query begins,
         it leaves the queue, and nobody joins it. So the query is never older than the request.
         """
-        # A client that leaves ends nobody else's read.
-        return await asyncio.shield(self.join(after))
+        if after not in self.queued:
+            self.last_queued = asyncio.get_running_loop().time()
+            self.queued[after] = asyncio.create_task(self.read(after))
+        # aiohttp cancels no handler whose client leaves, so no client ends another one's read.
+        return self.queued[after]
 
     def refresh(self) -> None:
         """Read the first page in the background if the last read is older than a second."""
-        if asyncio.get_running_loop().time() > self.last_asked + 1:
-            self.join(0)
-
-    def join(self, after: int) -> asyncio.Task[Page]:
-        """Return the queued read of a page; queue one if there is none."""
-        if after not in self.queued:
-            self.last_asked = asyncio.get_running_loop().time()
-            self.queued[after] = asyncio.create_task(self.read(after))
-        return self.queued[after]
+        if asyncio.get_running_loop().time() > self.last_queued + 1:
+            self.page(0)
 
     async def read(self, after: int) -> Page:
         """Wait for a slot, query the database, and return the page or the error."""
@@ -414,7 +398,7 @@ class Accounts:
                     self.slots.release()
         except (MySQLError, OSError, RuntimeError) as error:
             # OSError: the network, the password file, and TimeoutError.
-            # RuntimeError: asyncmy could not log in without TLS.
+            # RuntimeError: without TLS, asyncmy cannot log in.
             page = explain(error)
         self.remember(page)
         return page
@@ -442,26 +426,23 @@ class Accounts:
             self.pool.release(connection)
 
     def remember(self, page: Page) -> None:
-        """Remember the error of a read. Log an error that is new, and the end of errors."""
-        if page.error and page.error != self.error:
-            log_line(f"{page.error} {page.detail}")
-        if self.error and not page.error:
-            log_line("The accounts can be read again.")
+        """Remember the error of a read. Log an error of another kind, and the end of errors."""
+        if page.error == self.error:
+            return
         self.error = page.error
+        log_line(f"{page.error} {page.detail}" if page.error else "The accounts can be read again.")
 
 
 ACCOUNTS = web.AppKey("ACCOUNTS", Accounts)
 
 
-async def open_database(app: web.Application) -> AsyncIterator[None]:
-    """Make the pool, and close it: aiohttp runs the part after `yield` when the server stops."""
-    accounts = Accounts(app[SETTINGS])
-    app[ACCOUNTS] = accounts
-    yield
-    accounts.pool.terminate()
+async def close_database(app: web.Application) -> None:
+    """Close the connections, within a second."""
+    pool = app[ACCOUNTS].pool
+    pool.terminate()
     with suppress(TimeoutError):
         async with asyncio.timeout(1):
-            await accounts.pool.wait_closed()
+            await pool.wait_closed()
 
 
 # For equal rows, this cache returns the same object. So the cache of render_html finds a page
@@ -492,10 +473,10 @@ def explain(error: Exception) -> Page:
 
 # The process
 
-# At a stop, aiohttp waits 3 s for the requests in flight, cancels them, and waits 3 s more. The
+# At a stop, aiohttp gives the requests in flight this time twice, and then cancels them. The
 # database may take 1 s. So a stop takes less than 8 s. Docker kills after 10 s.
 SHUTDOWN_TIMEOUT = 3.0  # seconds
-KEEP_ALIVE = 120.0  # seconds; proxies keep idle connections for less (nginx 60, Traefik 90)
+KEEP_ALIVE = 120.0  # seconds; proxies close idle connections sooner (nginx 60, Traefik 90)
 UNREAD_TIMEOUT = 10_000  # milliseconds until a client that does not read its answer is cut off
 RECEIVE_BUFFER = 4096  # bytes; a client cannot make the server parse more in one go
 DESCRIPTORS = 8192  # open files and connections at most; see limit_connections
@@ -561,8 +542,8 @@ async def serve(settings: Settings) -> None:
     """Start, wait for SIGTERM or SIGINT, serve on for DRAIN seconds, stop."""
     global stopping
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     log_line(f"{CONTAINER} starts")
     runner = web.AppRunner(
         make_app(settings),
@@ -570,7 +551,7 @@ async def serve(settings: Settings) -> None:
         auto_decompress=False,  # a megabyte of zipped zeros would block the loop for a second
         keepalive_timeout=KEEP_ALIVE,  # also for a connection that sends no complete request
         lingering_time=0,  # the rest of a refused body is not read
-        max_field_size=2 * MAX_COOKIES,  # so that `check` can tell people about their cookies
+        max_field_size=2 * MAX_COOKIES,  # so that check_request can name the cookies
         max_headers=32,
         shutdown_timeout=SHUTDOWN_TIMEOUT,
     )

@@ -35,8 +35,7 @@ class Settings:
         """Exit with a message if the user or the password is missing."""
         if not self.db_user:
             raise SystemExit("DB_USER must name the database user.")
-        given = [source for source in (self.db_password, self.db_password_file) if source]
-        if len(given) != 1:
+        if bool(self.db_password) == bool(self.db_password_file):
             raise SystemExit("Exactly one of DB_PASSWORD and DB_PASSWORD_FILE must be set.")
         try:
             self.current_password()

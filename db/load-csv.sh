@@ -29,7 +29,7 @@ result=$(in_scratch --local-infile --execute "
 [ "$result" = "Warnings: 0" ] || refuse "$result
 Row 1 is the line after $columns."
 
-# The ids are the numbers of the rows. Without its closing quote, a value goes on in the next line.
+# An id is the number of its row. A value of two lines has no closing quote.
 bad=$(in_scratch --execute "
   SELECT id FROM accounts
   WHERE '' IN (TRIM(name), TRIM(email)) OR CONCAT(name, email) LIKE '%\n%'

@@ -49,7 +49,7 @@ async function ask(path, type, method = "GET") {
 
 function showState(state) {
   const health = nameHealth(state)
-  const facts = state === null ? SILENCE : describe(state)
+  const facts = state === null ? SILENCE : factsOf(state)
   for (const [id, text] of Object.entries({ health, ...facts })) {
     if (byId(id).textContent !== text) byId(id).textContent = text // a write ends a selection
   }
@@ -68,7 +68,7 @@ function isRestarting() {
   return heal !== null && heal.restartMayCome && performance.now() < heal.answered + 20_000
 }
 
-function describe({ container, started, reason, probe_age, error }) {
+function factsOf({ container, started, reason, probe_age, error }) {
   const probe = probe_age === null ? "none yet" : `${probe_age} s ago`
   const note = error && !reason ? `${error} The server is healthy, so nothing restarts it.` : error
   return { container, started, reason, probe, database: error ? "error" : "answers", note }
