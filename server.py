@@ -211,7 +211,7 @@ def is_allowed(host: str, names: str) -> bool:
     name = re.sub(":[0-9]*$", "", host).removesuffix(".").lower()
     if name in ("localhost", *names.lower().replace(",", " ").split()):
         return True
-    # No name looks like 192.0.2.1 or [2001:db8::1].
+    # No other name looks like an address: 192.0.2.1 or [2001:db8::1].
     return re.fullmatch(r"[0-9.]+|\[[0-9a-f:.]+\]", name) is not None
 
 
@@ -336,8 +336,8 @@ def is_cross_site(request: web.Request) -> bool:
 
 # The accounts
 
-# A range of the primary key, so a page costs the same at any size of the table. LEFT bounds the
-# memory that a page takes: a table made by hand may hold longer texts.
+# A range of the primary key, so no query reads more rows than it returns. LEFT bounds the memory
+# that a page takes: a table made by hand may hold longer texts.
 QUERY = """
 SELECT id, LEFT(name, 254), LEFT(email, 254) FROM accounts WHERE id > %s ORDER BY id LIMIT %s
 """
