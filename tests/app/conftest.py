@@ -113,10 +113,12 @@ class ServerProcess:
         self.process.wait()
 
 
-async def fetch(client: Client, path: str, status: int = 200, **headers: str) -> str:
+async def fetch(
+    client: Client, path: str, status: int = 200, method: str = "GET", **headers: str
+) -> str:
     """Return the text of an answer; assert its status. In `headers`, user_agent is User-Agent."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    async with client.get(path, headers=named, allow_redirects=False) as response:
+    async with client.request(method, path, headers=named, allow_redirects=False) as response:
         text = await response.text()
     assert response.status == status, text
     return text
