@@ -1,6 +1,7 @@
 """Requests that wait for the same page share one query. No page is older than its request."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http.client import HTTPConnection
@@ -8,8 +9,7 @@ from http.client import HTTPConnection
 import aiohttp
 import pytest
 
-from server import POOL_SIZE, QUERY, Accounts, Page
-from settings import Settings
+from server import PAGE_SIZE, POOL_SIZE, QUERY
 from tests.app.conftest import HTML, JSON, ServerProcess, StartServer, server_with
 from tools.private_database import PrivateDatabase
 from tools.waiting import until
@@ -86,34 +86,27 @@ def count_queries(database: PrivateDatabase) -> int:
 async def test_hundred_requests_at_once_share_one_query(
     server: ServerProcess, database: PrivateDatabase
 ) -> None:
+    """Two clients leave: the first one of all, and the first one that shares."""
     async with locked_table(database):
         early = begin_all_queries(server, database)
-        late = ask(server, 50, HTML) + ask(server, 50, JSON)
+        late = ask(server, 50, HTML) + ask(server, 51, JSON)
+        for client in (early.pop(0), late.pop(0)):
+            client.close()
+        connect(server).close()  # the server has noticed
         before = count_queries(database)
-    assert answers(early + late) == [200] * (POOL_SIZE + 100)
+    assert answers(early + late) == [200] * (POOL_SIZE + 99)
     assert count_queries(database) == before + 1
-
-
-async def test_request_never_joins_a_query_that_has_begun(
-    server: ServerProcess, database: PrivateDatabase
-) -> None:
-    async with locked_table(database):
-        first = ask(server, 1)
-        wait_for_queries(database, 1)
-        second = ask(server, 1)
-        wait_for_queries(database, 2)
-    assert answers(first + second) == [200, 200]
 
 
 async def test_page_is_never_older_than_its_request(
     server: ServerProcess, database: PrivateDatabase
 ) -> None:
-    """Each of sixteen clients changes an account and then reads its change, 200 times."""
+    """Each of sixteen clients changes an account and then reads its change, fifty times."""
 
     async def change_and_read(session: aiohttp.ClientSession, account: int) -> None:
         change = "UPDATE cct.accounts SET name = %s WHERE id = %s"
         async with database.cursor() as cursor:
-            for turn in range(200):
+            for turn in range(50):
                 await cursor.execute(change, (str(turn), account))
                 async with session.get("/", headers={"Accept": JSON}) as response:
                     page = await response.json()
@@ -122,18 +115,6 @@ async def test_page_is_never_older_than_its_request(
     async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session:
         clients = [change_and_read(session, account) for account in range(1, 17)]
         await asyncio.gather(*clients)
-
-
-async def test_client_that_disconnects_fails_no_other_request(
-    server: ServerProcess, database: PrivateDatabase
-) -> None:
-    async with locked_table(database):
-        early = begin_all_queries(server, database)
-        late = ask(server, 3)
-        for client in (early.pop(0), late.pop(0)):
-            client.close()
-        connect(server).close()  # the server has noticed
-    assert answers(early + late) == [200] * (POOL_SIZE + 1)
 
 
 async def test_client_that_is_cut_off_fails_no_other_request(
@@ -153,83 +134,28 @@ async def test_client_that_is_cut_off_fails_no_other_request(
         client.close()
 
 
-async def test_failed_query_fails_all_who_waited_for_it(
+async def test_open_pages_wait_for_no_query_and_cause_one_a_second(
     server: ServerProcess, database: PrivateDatabase
 ) -> None:
-    async with locked_table(database):
-        early = begin_all_queries(server, database)
-        late = ask(server, 3)
+    before = count_queries(database)
+    began = time.monotonic()
+    for _ in range(100):
+        assert server.get("/state")[0] == 200
+    seconds = time.monotonic() - began
+    assert count_queries(database) - before <= 1 + seconds
 
-        begun = queries(database)
-        database.sql(f"KILL {min(begun)}")  # its place goes to the query of `late`
-        (shared,) = until(lambda: queries(database) - begun, "a query for the others")
-        database.sql(f"KILL {shared}")
-
-        async with asyncio.timeout(10):  # much less than DB_TIMEOUT
-            assert await asyncio.to_thread(answers, late) == [503, 503, 503]
-    assert sorted(answers(early)) == [*[200] * (POOL_SIZE - 1), 503]
-
-
-# Accounts, without the web server
-
-
-@pytest.fixture
-async def accounts(database: PrivateDatabase) -> AsyncIterator[Accounts]:
-    accounts = Accounts(Settings(database.env("app") | {"DB_TIMEOUT": "30"}))
-    yield accounts
-    accounts.pool.close()
-    await accounts.pool.wait_closed()
-
-
-async def test_failed_read_removes_no_other_read_from_the_queue(
-    accounts: Accounts, database: PrivateDatabase
-) -> None:
-    """A read fails while another read of the same page is queued."""
-
-    def read(after: int) -> asyncio.Task[Page]:
-        return asyncio.create_task(accounts.page(after))
+    def has_begun_a_query() -> bool:
+        assert server.get("/state", 1)[0] == 200
+        return len(queries(database)) > 0
 
     async with locked_table(database):
-        reads = []
-        for number in range(POOL_SIZE):
-            reads.append(read(0))
-            await asyncio.to_thread(wait_for_queries, database, number + 1)
-        reads += [read(60), read(0)]  # the first one gets the slot of the read that fails
-        database.sql(f"KILL {min(queries(database))}")
-        await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
-        assert list(accounts.queued) == [0]
-        reads.append(read(0))
-    pages = await asyncio.gather(*reads)
-    assert sorted(page.error == "" for page in pages) == [False, True, True, True, True]
-    assert pages[-1] is pages[-2]
-
-
-async def test_read_that_times_out_blocks_no_later_request(
-    accounts: Accounts, database: PrivateDatabase
-) -> None:
-    accounts.timeout = 0.5
-    async with locked_table(database):
-        pages = await asyncio.gather(*[accounts.page(after) for after in (60, 70, 0, 0)])
-    assert [page.error for page in pages] == ["The database does not answer."] * 4
-    assert accounts.queued == {}
-    assert (await accounts.page(0)).error == ""
-
-
-async def test_equal_rows_are_rendered_once(accounts: Accounts, database: PrivateDatabase) -> None:
-    page = await accounts.page(0)
-    assert await accounts.page(0) is page
-    database.sql("UPDATE cct.accounts SET name = 'changed' WHERE id = 1")
-    changed = await accounts.page(0)
-    assert changed is not page
-    assert changed.accounts[0].name == "changed"
+        await asyncio.to_thread(until, has_begun_a_query, "a query")
+        assert server.get("/state", 1)[0] == 200
 
 
 @pytest.mark.parametrize("after", [0, 60])
-async def test_query_is_a_key_range(
-    accounts: Accounts, monkeypatch: pytest.MonkeyPatch, after: int
-) -> None:
+def test_query_is_a_key_range(database: PrivateDatabase, after: int) -> None:
     """A page costs the same at any size of the table."""
-    monkeypatch.setattr("server.QUERY", f"EXPLAIN FORMAT=TRADITIONAL {QUERY}")
-    (plan,) = await accounts.query(after)
+    (plan,) = database.sql(f"EXPLAIN FORMAT=TRADITIONAL {QUERY}", after, PAGE_SIZE + 1)
     assert "range" in plan
     assert "PRIMARY" in plan
