@@ -5,8 +5,8 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,25 @@ async def fetch(
         text = await response.text()
     assert response.status == status, text
     return text
+
+
+@asynccontextmanager
+async def locked_table(database: PrivateDatabase) -> AsyncIterator[None]:
+    """Lock the table until the end of the context: queries begin, but wait."""
+    async with database.cursor() as cursor:
+        await cursor.execute("LOCK TABLES cct.accounts WRITE")
+        yield
+        await cursor.execute("UNLOCK TABLES")
+
+
+def queries(database: PrivateDatabase) -> set[int]:
+    """Return the ids of the connections whose queries wait for the table."""
+    return database.connections(state="Waiting%")
+
+
+def wait_for_queries(database: PrivateDatabase, count: int) -> None:
+    """Wait until `count` queries wait for the table."""
+    until(lambda: len(queries(database)) == count, f"{count} queries")
 
 
 @pytest.fixture(scope="session", autouse=True)

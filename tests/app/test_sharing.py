@@ -2,15 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from http.client import HTTPConnection
 
 import aiohttp
 import pytest
 
 from server import PAGE_SIZE, POOL_SIZE, QUERY
-from tests.app.conftest import HTML, JSON, ServerProcess, StartServer, server_with
+from tests.app.conftest import (
+    HTML,
+    JSON,
+    ServerProcess,
+    StartServer,
+    locked_table,
+    queries,
+    server_with,
+    wait_for_queries,
+)
 from tools.private_database import PrivateDatabase
 from tools.waiting import until
 
@@ -19,15 +26,6 @@ from tools.waiting import until
 def server(start_server: StartServer) -> ServerProcess:
     """Start a server whose queries may wait long, since the tests hold the table locked."""
     return start_server(DB_TIMEOUT="30")
-
-
-@asynccontextmanager
-async def locked_table(database: PrivateDatabase) -> AsyncIterator[None]:
-    """Lock the table until the end of the context: queries begin, but wait."""
-    async with database.cursor() as cursor:
-        await cursor.execute("LOCK TABLES cct.accounts WRITE")
-        yield
-        await cursor.execute("UNLOCK TABLES")
 
 
 def ask(server: ServerProcess, count: int, accept: str = HTML) -> list[HTTPConnection]:
@@ -65,16 +63,6 @@ def begin_all_queries(server: ServerProcess, database: PrivateDatabase) -> list[
         clients += ask(server, 1)
         wait_for_queries(database, number + 1)
     return clients
-
-
-def wait_for_queries(database: PrivateDatabase, count: int) -> None:
-    """Wait until `count` queries wait for the table."""
-    until(lambda: len(queries(database)) == count, f"{count} queries")
-
-
-def queries(database: PrivateDatabase) -> set[int]:
-    """Return the ids of the connections whose queries wait for the table."""
-    return database.connections(state="Waiting%")
 
 
 def count_queries(database: PrivateDatabase) -> int:
