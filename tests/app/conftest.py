@@ -55,12 +55,27 @@ class ServerProcess:
     ) -> None:
         self.port = int(settings.get("PORT") or free_port())
         self.log = log
-        shell = ["sh", "-c", f'ulimit {limit}; exec "$@"', "sh"]
-        env = os.environ | {"HOST": "127.0.0.1", "PORT": str(self.port)} | settings
-        with log.open("wb") as file:
+        self.command = ("sh", "-c", f'ulimit {limit}; exec "$@"', "sh", *program)
+        self.env = os.environ | {"HOST": "127.0.0.1", "PORT": str(self.port)} | settings
+        self.start()
+
+    def start(self) -> None:
+        """Start the server with an empty log."""
+        with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*shell, *program], env=env, cwd=ROOT, stdout=file, stderr=file
+                self.command, env=self.env, cwd=ROOT, stdout=log, stderr=log
             )
+
+    def kill(self) -> None:
+        """Kill the server, and wait for its end."""
+        self.process.kill()
+        self.process.wait()
+
+    def restart(self) -> None:
+        """Kill the server, and start it again on the same port."""
+        self.kill()
+        self.start()
+        self.wait_for("listening on")
 
     def wait_for(self, text: str) -> None:
         """Wait until the log contains a text."""
@@ -99,11 +114,6 @@ class ServerProcess:
     def open_files(self) -> int:
         """Return how many files and connections the server has open."""
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
-
-    def kill(self) -> None:
-        """Kill the server, and wait for its end."""
-        self.process.kill()
-        self.process.wait()
 
 
 async def fetch(

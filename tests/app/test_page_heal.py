@@ -16,9 +16,7 @@ def probe(server: ServerProcess) -> None:
     server.get("/health", user_agent="cct-probe")
 
 
-def test_heal_is_told_whoever_set_the_flag(
-    server: ServerProcess, start_server: StartServer, open_page: OpenPage
-) -> None:
+def test_heal_is_told_whoever_set_the_flag(server: ServerProcess, open_page: OpenPage) -> None:
     page = open_page(server.port)
     expect_state(page, "healthy")
     server.get("/make-unhealthy")
@@ -27,24 +25,25 @@ def test_heal_is_told_whoever_set_the_flag(
     for number in (1, 2, 3):
         probe(server)
         expect_last_step(page, f"probe {number} failed")
+    probe(server)
+    expect_last_step(page, "nothing has restarted it yet")
     server.kill()
     expect_last_step(page, "the healer restarts the server")
-    start_server(PORT=str(server.port))
+    server.restart()
     expect_last_step(page, r"healthy again after \d+\.\d s")
     assert steps(page)[:-1] == [
         "made unhealthy",
         "probe 1 failed",
         "probe 2 failed",
         "probe 3 failed",
+        "nothing has restarted it yet",
         "the healer restarts the server",
     ]
     press(page)
     assert steps(page) == ["made unhealthy"]
 
 
-def test_reload_begins_with_found_unhealthy(
-    server: ServerProcess, start_server: StartServer, open_page: OpenPage
-) -> None:
+def test_reload_begins_with_found_unhealthy(server: ServerProcess, open_page: OpenPage) -> None:
     page = open_page(server.port)
     press(page)
     probe(server)
@@ -53,18 +52,8 @@ def test_reload_begins_with_found_unhealthy(
     expect_last_step(page, "found unhealthy")
     probe(server)
     expect_last_step(page, "probe 2 failed")
-    server.kill()
-    start_server(PORT=str(server.port))
+    server.restart()
     expect_last_step(page, "healthy again")  # nobody knows after how long
-
-
-def test_heal_that_does_not_come_is_told(server: ServerProcess, open_page: OpenPage) -> None:
-    page = open_page(server.port)
-    press(page)
-    for _ in range(4):
-        probe(server)
-    expect_last_step(page, "nothing has restarted it yet")
-    expect_state(page, "unhealthy")
 
 
 def test_other_container_that_answers_is_named(
@@ -121,31 +110,18 @@ def test_accounts_come_back_with_the_database(
     expect(page.get_by_role("rowheader", name="Edited")).to_be_visible()
 
 
-def test_refused_query_is_an_error_of_the_database(
-    database: PrivateDatabase, server: ServerProcess, open_page: OpenPage
-) -> None:
-    page = open_page(server.port)
-    database.sql("RENAME TABLE cct.accounts TO cct.other")
-    try:
-        expect(page.locator("#note")).to_contain_text("The accounts cannot be read.")
-        expect(page.locator("#database")).to_have_text("error")
-    finally:
-        database.sql("RENAME TABLE cct.other TO cct.accounts")
-
-
 # Tabs
 
 
 def test_hidden_tab_asks_nothing_and_is_right_when_shown(
-    server: ServerProcess, start_server: StartServer, open_page: OpenPage
+    server: ServerProcess, open_page: OpenPage
 ) -> None:
     page = open_page(server.port)
     press(page)
     hide(page)
     with pytest.raises(Error, match="Timeout"):
         page.wait_for_event("request", timeout=2000)
-    server.kill()
-    start_server(PORT=str(server.port))
+    server.restart()
     bring_back(page)
     expect_last_step(page, "healthy again")  # nobody saw when
     expect_state(page, "healthy")
@@ -153,20 +129,6 @@ def test_hidden_tab_asks_nothing_and_is_right_when_shown(
     server.get("/make-unhealthy")
     bring_back(page)
     expect_last_step(page, "found unhealthy")
-
-
-def test_tab_shown_again_before_the_end_tells_the_duration(
-    server: ServerProcess, start_server: StartServer, open_page: OpenPage
-) -> None:
-    page = open_page(server.port)
-    press(page)
-    hide(page)
-    probe(server)
-    bring_back(page)
-    expect_last_step(page, "probe 1 failed")
-    server.kill()
-    start_server(PORT=str(server.port))
-    expect_last_step(page, r"healthy again after \d+\.\d s")
 
 
 def test_open_tabs_leave_no_line_in_the_log(server: ServerProcess, open_page: OpenPage) -> None:
