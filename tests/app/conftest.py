@@ -1,7 +1,6 @@
 """Fixtures of the app's tests: a database with accounts, a client, the server as a process."""
 
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -29,7 +28,6 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 JSON = "application/json"
 HTML = "text/html"
-ACCESS = re.compile(r"127\.0\.0\.1 \w+ '.*' \d+ \d+\.\d+ s")
 FEW_DESCRIPTORS = "-S -n 1024"  # the server may raise this limit, as in a container
 SERVER = (sys.executable, f"{ROOT}/server.py")
 
@@ -90,26 +88,19 @@ class ServerProcess:
         complete, _, _ = self.log.read_text().rpartition("\n")
         return [line.partition(" UTC ")[2] or line for line in complete.splitlines()]
 
-    def events(self) -> list[str]:
-        """Return the lines of the log without the access log."""
-        return [line for line in self.lines() if not ACCESS.fullmatch(line)]
-
     def assert_serving(self) -> None:
         """Assert that the page, /health and /ready answer with 200 within 2 s."""
         for path in ("/", "/health", "/ready"):
             assert self.get(path, 2)[0] == 200
 
-    def memory(self, which: str = "VmRSS") -> int:
-        """Return the resident memory in KiB. `VmHWM` is its peak."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        value = status.partition(f"{which}:")[2].split()[0]
-        return int(value)
+    def probe(self) -> None:
+        """Ask for the health as the engine does."""
+        self.get("/health", user_agent="cct-probe")
 
-    def cpu_time(self) -> float:
-        """Return the CPU seconds of the server since its start."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        ticks = int(fields[11]) + int(fields[12])  # as a user, and in the kernel
-        return ticks / 100
+    def peak_memory(self) -> int:
+        """Return the peak of the resident memory in KiB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0])
 
     def open_files(self) -> int:
         """Return how many files and connections the server has open."""

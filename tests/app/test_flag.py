@@ -72,7 +72,7 @@ async def test_own_page_and_typed_address_set_the_flag(client: Client, kind: str
     headers = {"sec_fetch_site": kind}
     if kind == "plain HTTP":
         headers = {"origin": page.rstrip("/"), "referer": page}
-    await fetch(client, "/make-unhealthy", **headers)
+    await fetch(client, "/make-unhealthy", 200, "GET", **headers)
     await fetch(client, "/health", 503)
 
 

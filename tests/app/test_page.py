@@ -58,7 +58,7 @@ def test_every_state_passes_an_audit_and_moves_nothing(
     assert audit(page) == place
 
     for _ in range(3):
-        server.get("/health", user_agent="cct-probe")
+        server.probe()
     expect(page.get_by_role("log")).to_contain_text("probe 3 failed")
     server.kill()
     expect_state(page, "restarting")
@@ -115,7 +115,7 @@ def test_everything_but_the_steps_works_without_javascript(
     expect_state(page, "unhealthy")
     expect(page.get_by_text("unhealthy since")).to_be_visible()
     with page.expect_navigation(url="/"):
-        server.get("/health", user_agent="cct-probe")
+        server.probe()
     expect(page.locator("#probe")).to_contain_text("s ago")
 
 

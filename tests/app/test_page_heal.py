@@ -11,11 +11,6 @@ from tools.private_database import PrivateDatabase
 from tools.waiting import until
 
 
-def probe(server: ServerProcess) -> None:
-    """Ask as the engine does."""
-    server.get("/health", user_agent="cct-probe")
-
-
 def test_heal_is_told_whoever_set_the_flag(server: ServerProcess, open_page: OpenPage) -> None:
     page = open_page(server.port)
     expect_state(page, "healthy")
@@ -23,9 +18,9 @@ def test_heal_is_told_whoever_set_the_flag(server: ServerProcess, open_page: Ope
     expect_last_step(page, "made unhealthy")
     expect(page.get_by_text("GET /make-unhealthy from 127.0.0.1")).to_be_visible()
     for number in (1, 2, 3):
-        probe(server)
+        server.probe()
         expect_last_step(page, f"probe {number} failed")
-    probe(server)
+    server.probe()
     expect_last_step(page, "nothing has restarted it yet")
     server.kill()
     expect_last_step(page, "the healer restarts the server")
@@ -46,11 +41,11 @@ def test_heal_is_told_whoever_set_the_flag(server: ServerProcess, open_page: Ope
 def test_reload_begins_with_found_unhealthy(server: ServerProcess, open_page: OpenPage) -> None:
     page = open_page(server.port)
     press(page)
-    probe(server)
+    server.probe()
     expect_last_step(page, "probe 1 failed")
     page.reload()
     expect_last_step(page, "found unhealthy")
-    probe(server)
+    server.probe()
     expect_last_step(page, "probe 2 failed")
     server.restart()
     expect_last_step(page, "healthy again")  # nobody knows after how long
@@ -82,7 +77,7 @@ def test_lost_network_is_told_but_not_a_lost_request(
 
     page.route("/state", lose, times=1)
     page.wait_for_event("requestfailed")
-    probe(server)
+    server.probe()
     expect_last_step(page, "probe 1 failed")
     page.context.set_offline(True)
     expect_last_step(page, "no answer")

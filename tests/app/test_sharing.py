@@ -15,7 +15,6 @@ from tests.app.conftest import (
     StartServer,
     locked_table,
     queries,
-    server_with,
     wait_for_queries,
 )
 from tools.private_database import PrivateDatabase
@@ -103,23 +102,6 @@ async def test_page_is_never_older_than_its_request(
     async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session:
         clients = [change_and_read(session, account) for account in range(1, 17)]
         await asyncio.gather(*clients)
-
-
-async def test_client_that_is_cut_off_fails_no_other_request(
-    start_server: StartServer, database: PrivateDatabase
-) -> None:
-    """The oldest connection is closed in the middle of its request. Others share the read."""
-    program = server_with(SHUTDOWN_TIMEOUT=0.1, DESCRIPTORS=64)
-    server = start_server(program=program, DB_TIMEOUT="30")
-    async with locked_table(database):
-        clients = begin_all_queries(server, database) + ask(server, 3)
-        crowd = [connect(server) for _ in range(30)]  # 3 more than half of the descriptors
-        for client in clients[:3]:
-            with pytest.raises(OSError, match=r"closed|reset"):
-                await asyncio.to_thread(client.getresponse)
-    assert answers(clients[3:]) == [200, 200]
-    for client in crowd:
-        client.close()
 
 
 async def test_open_pages_wait_for_no_query_and_cause_one_a_second(
