@@ -32,9 +32,9 @@ FEW_DESCRIPTORS = "-S -n 1024"  # the server may raise this limit, as in a conta
 SERVER = (sys.executable, f"{ROOT}/server.py")
 
 
-def server_with(**constants: float) -> tuple[str, ...]:
+def server_with(**constants: float | str) -> tuple[str, ...]:
     """Return the command that starts a server with other constants than those of server.py."""
-    changes = "".join(f"server.{name} = {value}; " for name, value in constants.items())
+    changes = "".join(f"server.{name} = {value!r}; " for name, value in constants.items())
     return (sys.executable, "-c", f"import server; {changes}server.main()")
 
 
@@ -146,6 +146,7 @@ def many_descriptors() -> None:
 
 @pytest.fixture(scope="session")
 def shared_database() -> Iterator[PrivateDatabase]:
+    """Yield the database of all tests of a worker."""
     with private_database() as database:
         yield database
 
@@ -166,22 +167,26 @@ def database(empty_database: PrivateDatabase) -> PrivateDatabase:
 
 
 @pytest.fixture
-def make_client(aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch) -> MakeClient:
+def make_client(
+    shared_database: PrivateDatabase, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
+) -> MakeClient:
     """Return a function that starts a healthy app with settings, and returns its client."""
 
-    async def make(settings: dict[str, str]) -> Client:
+    async def make(**settings: str) -> Client:
         monkeypatch.setattr("server.unhealthy_reason", "")
         monkeypatch.setattr("server.failed_probes", 0)
         monkeypatch.setattr("server.last_probe", None)
         monkeypatch.setattr("server.log_lines", [])
-        return await aiohttp_client(make_app(Settings(settings)))
+        env = shared_database.env("app") | settings
+        return await aiohttp_client(make_app(Settings(env)))
 
     return make
 
 
 @pytest.fixture
-async def client(make_client: MakeClient, database: PrivateDatabase) -> Client:
-    return await make_client(database.env("app"))
+async def client(database: PrivateDatabase, make_client: MakeClient) -> Client:
+    """Return a client of an app with the default settings."""
+    return await make_client()
 
 
 @pytest.fixture
@@ -192,10 +197,10 @@ def start_server(database: PrivateDatabase, tmp_path: Path) -> Iterator[StartSer
         def start(
             limit: str = FEW_DESCRIPTORS,
             program: tuple[str, ...] = SERVER,
-            log: Path = tmp_path / "log",
             **settings: str,
         ) -> ServerProcess:
-            server = ServerProcess(database.env("app") | settings, log, limit, program)
+            settings = database.env("app") | settings
+            server = ServerProcess(settings, tmp_path / "log", limit, program)
             servers.callback(server.kill)
             server.wait_for("listening on")
             return server

@@ -30,7 +30,7 @@ async def test_lost_database_is_found_again(
     is_connected: bool,
     fault: Callable[[PrivateDatabase], AbstractContextManager[None]],
 ) -> None:
-    client = await make_client(database.env("app") | {"DB_TIMEOUT": "0.5"})
+    client = await make_client(DB_TIMEOUT="0.5")
     if is_connected:  # if not, the database comes after the server
         await fetch(client, "/")
     with fault(database):
@@ -104,7 +104,7 @@ async def test_character_set_of_the_database_changes_no_name(
         run_in_thread(seed.seed(Settings(empty_database.env("seeder"))))
         ((stored,),) = empty_database.sql("SELECT HEX(name) FROM cct.accounts WHERE id = 2")
         assert bytes.fromhex(stored).decode() == "Björn Brontë"
-        client = await make_client(empty_database.env("app"))
+        client = await make_client()
         assert '<th scope="row">Björn Brontë</th>' in await fetch(client, "/")
     finally:
         empty_database.stop()
@@ -149,7 +149,7 @@ async def test_connection_that_a_balancer_forgot_is_replaced(
     balancer = Balancer(database)
     listener = await asyncio.start_server(balancer.relay, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
-    client = await make_client(database.env("app") | {"DB_PORT": str(port)})
+    client = await make_client(DB_PORT=str(port))
     for _ in range(3):
         await fetch(client, "/")
         balancer.forget()
@@ -168,10 +168,8 @@ def test_user_of_the_server_can_only_select(database: PrivateDatabase) -> None:
     assert "GRANT OPTION" not in str(grants)
 
 
-async def test_database_refuses_a_login_in_the_clear(
-    make_client: MakeClient, database: PrivateDatabase
-) -> None:
-    client = await make_client(database.env("app") | {"DB_TLS": "disabled"})
+async def test_database_refuses_a_login_in_the_clear(make_client: MakeClient) -> None:
+    client = await make_client(DB_TLS="disabled")
     refusal = await fetch(client, "/ready", 503)
     assert re.search("Access denied|cryptography", refusal)  # in MariaDB, in MySQL
 
@@ -180,9 +178,8 @@ async def test_database_is_verified_where_asked(
     make_client: MakeClient, database: PrivateDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The certificate has no authority key identifier, which Python 3.13 would refuse."""
-    verify = database.env("app") | {"DB_TLS": "verify-identity"}
-    client = await make_client(verify)
+    client = await make_client(DB_TLS="verify-identity")
     assert "certificate verify failed" in await fetch(client, "/ready", 503)
     monkeypatch.setenv("SSL_CERT_FILE", f"{database.folder}/authority.pem")
-    client = await make_client(verify)
+    client = await make_client(DB_TLS="verify-identity")
     assert await fetch(client, "/ready") == "ready\n"

@@ -79,7 +79,7 @@ async def test_own_page_and_typed_address_set_the_flag(client: Client, kind: str
 async def test_make_unhealthy_can_be_switched_off(
     make_client: MakeClient, database: PrivateDatabase
 ) -> None:
-    client = await make_client(database.env("app") | {"MAKE_UNHEALTHY": "off"})
+    client = await make_client(MAKE_UNHEALTHY="off")
     for method in ("GET", "POST"):
         await fetch(client, "/make-unhealthy", 404, method)
     await fetch(client, "/health")

@@ -1,11 +1,9 @@
 """The page follows a heal, a restart and an outage, in a real browser."""
 
-import sys
-
 import pytest
-from playwright.sync_api import Error, Route, expect
+from playwright.sync_api import Error, expect
 
-from tests.app.conftest import ServerProcess, StartServer
+from tests.app.conftest import ServerProcess, StartServer, server_with
 from tests.browser import OpenPage, bring_back, expect_last_step, expect_state, hide, press, steps
 from tools.private_database import PrivateDatabase
 from tools.waiting import until
@@ -58,8 +56,7 @@ def test_other_container_that_answers_is_named(
     page = open_page(server.port)
     press(page)
     server.kill()
-    other = "import server; server.CONTAINER = 'other'; server.main()"
-    start_server(PORT=str(server.port), program=(sys.executable, "-c", other))
+    start_server(PORT=str(server.port), program=server_with(CONTAINER="other"))
     expect_last_step(page, r"container other answers after \d+\.\d s")
     expect(page.locator("#container")).to_have_text("other")
 
@@ -69,13 +66,7 @@ def test_lost_network_is_told_but_not_a_lost_request(
 ) -> None:
     page = open_page(server.port)
     press(page)
-    lost: list[Route] = []
-
-    def lose(route: Route) -> None:
-        lost.append(route)
-        route.abort()
-
-    page.route("/state", lose, times=1)
+    page.route("/state", lambda route: route.abort(), times=1)
     page.wait_for_event("requestfailed")
     server.probe()
     expect_last_step(page, "probe 1 failed")
@@ -98,10 +89,10 @@ def test_accounts_come_back_with_the_database(
     expect(page.get_by_role("link", name="Next")).to_be_visible()
     expect(page.get_by_role("button")).to_be_focused()
 
+    database.sql("UPDATE cct.accounts SET name = 'Edited' WHERE id = 51")
     with database.stopped():
         expect(page.locator("#database")).to_have_text("error")
         expect(page.get_by_role("rowheader")).to_have_count(50)  # they stay
-    database.sql("UPDATE cct.accounts SET name = 'Edited' WHERE id = 51")
     expect(page.get_by_role("rowheader", name="Edited")).to_be_visible()
 
 

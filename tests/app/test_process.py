@@ -24,7 +24,6 @@ from tools import ROOT
 from tools.private_database import PrivateDatabase
 from tools.waiting import until
 
-LOGIN = {"DB_USER": "app", "DB_PASSWORD": "secret"}
 HALF_A_REQUEST = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 REQUEST = HALF_A_REQUEST + b"\r\n"
 
@@ -42,12 +41,12 @@ def run(program: str, settings: dict[str, str]) -> tuple[int, str]:
 
 
 def test_bad_setting_stops_the_start_with_one_line() -> None:
-    sentence = "PORT must be a whole number from 1 to 65535, not 'http'.\n"
-    assert run("server.py", LOGIN | {"PORT": "http"}) == (1, sentence)
+    sentence = "DB_USER must name the database user.\n"
+    assert run("server.py", {"DB_USER": ""}) == (1, sentence)
 
 
 def test_used_port_stops_the_start_with_one_line(server: ServerProcess) -> None:
-    code, output = run("server.py", LOGIN | {"HOST": "127.0.0.1", "PORT": str(server.port)})
+    code, output = run("server.py", server.env)
     assert code == 1
     sentence = rf"Cannot listen on 127\.0\.0\.1:{server.port}: Address already in use.*\."
     assert re.fullmatch(sentence, output.splitlines()[-1])
