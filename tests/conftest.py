@@ -59,7 +59,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 terminalreporter.line(f"{test}: {figure}")
         if report.skipped:
             skipped[f"{file}: {reason(report)}"] += 1
-    lines = [f"{time.monotonic() - BEGAN:.0f} s for {part(terminalreporter.config)}"]
+    config = terminalreporter.config
+    part = " ".join([*config.args, config.option.markexpr]).strip()  # the paths, and the marks
+    lines = [f"{time.monotonic() - BEGAN:.0f} s for {part}"]
     for place, count in sorted(skipped.items()):
         lines.append(f"  {count} skipped in {place}")
     terminalreporter.section("summary")
@@ -70,11 +72,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if summary and not is_worker:
         with Path(summary).open("a") as output:
             output.write("\n".join([*lines, ""]))
-
-
-def part(config: pytest.Config) -> str:
-    """Return which tests the run has: the paths, and the marks."""
-    return " ".join([*config.args, config.option.markexpr]).strip()
 
 
 def all_reports(terminalreporter: pytest.TerminalReporter) -> Iterator[pytest.TestReport]:

@@ -12,7 +12,6 @@ Attack = Callable[[int], Coroutine[Any, Any, None]]  # over one connection to a 
 HEAD = b"HTTP/1.1\r\nHost: localhost\r\n"
 NOTHING = b"GET /nothing " + HEAD + b"\r\n"
 PAGE = b"GET /?after=1 " + HEAD + b"Accept: text/html\r\n\r\n"
-LAST_PAGE = PAGE[:-2] + b"Connection: close\r\n\r\n"
 
 
 async def pipeline(port: int) -> None:
@@ -29,31 +28,6 @@ async def send_without_pause(port: int) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     while True:
         writer.write(PAGE * 1000)
-        await writer.drain()
-
-
-async def send_zeros(port: int) -> None:
-    """Send ten megabytes of zeros, which are no request. Then do nothing."""
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(bytes(10_000_000))
-    await writer.drain()
-    await asyncio.Event().wait()
-
-
-async def send_many_fields(port: int) -> None:
-    """Send 120 header fields of eight kilobytes, and no end."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    fields = [b"X%d: " % number + b"x" * 8000 + b"\r\n" for number in range(120)]
-    writer.write(b"GET / " + HEAD + b"".join(fields))
-    await reader.read()
-
-
-async def send_single_bytes(port: int) -> None:
-    """Send a body in chunks of one byte, without an end."""
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"POST / " + HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
-    while True:
-        writer.write(b"1\r\nx\r\n" * 1000)
         await writer.drain()
 
 
@@ -89,16 +63,13 @@ def attacked(port: int, attack: Attack, clients: int) -> Iterator[None]:
 
 def run(attack: Attack, port: int, clients: int) -> None:
     """Run the attack in this process, without an end."""
-    asyncio.run(run_clients(attack, port, clients))
 
+    async def repeat() -> None:
+        while True:  # after each connection that the server has closed, another one
+            with suppress(OSError, asyncio.IncompleteReadError):
+                await attack(port)
 
-async def run_clients(attack: Attack, port: int, clients: int) -> None:
-    """Run all clients at once."""
-    await asyncio.gather(*[repeat(attack, port) for _ in range(clients)])
+    async def run_clients() -> None:
+        await asyncio.gather(*[repeat() for _ in range(clients)])
 
-
-async def repeat(attack: Attack, port: int) -> None:
-    """Attack a port. Connect again after each connection that the server has closed."""
-    while True:
-        with suppress(OSError, asyncio.IncompleteReadError):
-            await attack(port)
+    asyncio.run(run_clients())

@@ -1,12 +1,11 @@
 """Fixtures of the app's tests: a database with accounts, a client, the server as a process."""
 
 import os
-import re
 import resource
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +28,13 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 JSON = "application/json"
 HTML = "text/html"
-ACCESS = re.compile(r"127\.0\.0\.1 \w+ '.*' \d+ \d+\.\d+ s")
-LISTENS = "0A"  # states in the kernel's table of connections
-IS_OVER = "06"
 FEW_DESCRIPTORS = "-S -n 1024"  # the server may raise this limit, as in a container
 SERVER = (sys.executable, f"{ROOT}/server.py")
 
 
-def server_with(**constants: float) -> tuple[str, ...]:
+def server_with(**constants: float | str) -> tuple[str, ...]:
     """Return the command that starts a server with other constants than those of server.py."""
-    changes = "".join(f"server.{name} = {value}; " for name, value in constants.items())
+    changes = "".join(f"server.{name} = {value!r}; " for name, value in constants.items())
     return (sys.executable, "-c", f"import server; {changes}server.main()")
 
 
@@ -57,12 +53,27 @@ class ServerProcess:
     ) -> None:
         self.port = int(settings.get("PORT") or free_port())
         self.log = log
-        shell = ["sh", "-c", f'ulimit {limit}; exec "$@"', "sh"]
-        env = os.environ | {"HOST": "127.0.0.1", "PORT": str(self.port)} | settings
-        with log.open("wb") as file:
+        self.command = ("sh", "-c", f'ulimit {limit}; exec "$@"', "sh", *program)
+        self.env = os.environ | {"HOST": "127.0.0.1", "PORT": str(self.port)} | settings
+        self.start()
+
+    def start(self) -> None:
+        """Start the server with an empty log."""
+        with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*shell, *program], env=env, cwd=ROOT, stdout=file, stderr=file
+                self.command, env=self.env, cwd=ROOT, stdout=log, stderr=log
             )
+
+    def kill(self) -> None:
+        """Kill the server, and wait for its end."""
+        self.process.kill()
+        self.process.wait()
+
+    def restart(self) -> None:
+        """Kill the server, and start it again on the same port."""
+        self.kill()
+        self.start()
+        self.wait_for("listening on")
 
     def wait_for(self, text: str) -> None:
         """Wait until the log contains a text."""
@@ -77,49 +88,53 @@ class ServerProcess:
         complete, _, _ = self.log.read_text().rpartition("\n")
         return [line.partition(" UTC ")[2] or line for line in complete.splitlines()]
 
-    def events(self) -> list[str]:
-        """Return the lines of the log without the access log."""
-        return [line for line in self.lines() if not ACCESS.fullmatch(line)]
-
     def assert_serving(self) -> None:
         """Assert that the page, /health and /ready answer with 200 within 2 s."""
         for path in ("/", "/health", "/ready"):
             assert self.get(path, 2)[0] == 200
 
-    def memory(self, which: str = "VmRSS") -> int:
-        """Return the resident memory in KiB. `VmHWM` is its peak."""
+    def probe(self) -> None:
+        """Ask for the health as the engine does."""
+        self.get("/health", user_agent="cct-probe")
+
+    def peak_memory(self) -> int:
+        """Return the peak of the resident memory in KiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        value = status.partition(f"{which}:")[2].split()[0]
-        return int(value)
+        return int(status.partition("VmHWM:")[2].split()[0])
 
-    def cpu_time(self) -> float:
-        """Return the CPU seconds of the server since its start."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        ticks = int(fields[11]) + int(fields[12])  # as a user, and in the kernel
-        return ticks / 100
-
-    def unread_bytes(self) -> list[int]:
-        """Return, for each connection, how many bytes of answers the client has not taken."""
-        unread = []
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-            _, local, _, state, queues, *_ = line.split()
-            if local.endswith(f":{self.port:04X}") and state not in (LISTENS, IS_OVER):
-                unread.append(int(queues.partition(":")[0], 16))
-        return unread
-
-    def kill(self) -> None:
-        """Kill the server, and wait for its end."""
-        self.process.kill()
-        self.process.wait()
+    def open_files(self) -> int:
+        """Return how many files and connections the server has open."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
 
-async def fetch(client: Client, path: str, status: int = 200, **headers: str) -> str:
+async def fetch(
+    client: Client, path: str, status: int = 200, method: str = "GET", **headers: str
+) -> str:
     """Return the text of an answer; assert its status. In `headers`, user_agent is User-Agent."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    async with client.get(path, headers=named, allow_redirects=False) as response:
+    async with client.request(method, path, headers=named, allow_redirects=False) as response:
         text = await response.text()
     assert response.status == status, text
     return text
+
+
+@asynccontextmanager
+async def locked_table(database: PrivateDatabase) -> AsyncIterator[None]:
+    """Lock the table until the end of the context: queries begin, but wait."""
+    async with database.cursor() as cursor:
+        await cursor.execute("LOCK TABLES cct.accounts WRITE")
+        yield
+        await cursor.execute("UNLOCK TABLES")
+
+
+def queries(database: PrivateDatabase) -> set[int]:
+    """Return the ids of the connections whose queries wait for the table."""
+    return database.connections(state="Waiting%")
+
+
+def wait_for_queries(database: PrivateDatabase, count: int) -> None:
+    """Wait until `count` queries wait for the table."""
+    until(lambda: len(queries(database)) == count, f"{count} queries")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -131,6 +146,7 @@ def many_descriptors() -> None:
 
 @pytest.fixture(scope="session")
 def shared_database() -> Iterator[PrivateDatabase]:
+    """Yield the database of all tests of a worker."""
     with private_database() as database:
         yield database
 
@@ -151,22 +167,26 @@ def database(empty_database: PrivateDatabase) -> PrivateDatabase:
 
 
 @pytest.fixture
-def make_client(aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch) -> MakeClient:
+def make_client(
+    shared_database: PrivateDatabase, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
+) -> MakeClient:
     """Return a function that starts a healthy app with settings, and returns its client."""
 
-    async def make(settings: dict[str, str]) -> Client:
+    async def make(**settings: str) -> Client:
         monkeypatch.setattr("server.unhealthy_reason", "")
         monkeypatch.setattr("server.failed_probes", 0)
         monkeypatch.setattr("server.last_probe", None)
         monkeypatch.setattr("server.log_lines", [])
-        return await aiohttp_client(make_app(Settings(settings)))
+        env = shared_database.env("app") | settings
+        return await aiohttp_client(make_app(Settings(env)))
 
     return make
 
 
 @pytest.fixture
-async def client(make_client: MakeClient, database: PrivateDatabase) -> Client:
-    return await make_client(database.env("app"))
+async def client(database: PrivateDatabase, make_client: MakeClient) -> Client:
+    """Return a client of an app with the default settings."""
+    return await make_client()
 
 
 @pytest.fixture
@@ -177,10 +197,10 @@ def start_server(database: PrivateDatabase, tmp_path: Path) -> Iterator[StartSer
         def start(
             limit: str = FEW_DESCRIPTORS,
             program: tuple[str, ...] = SERVER,
-            log: Path = tmp_path / "log",
             **settings: str,
         ) -> ServerProcess:
-            server = ServerProcess(database.env("app") | settings, log, limit, program)
+            settings = database.env("app") | settings
+            server = ServerProcess(settings, tmp_path / "log", limit, program)
             servers.callback(server.kill)
             server.wait_for("listening on")
             return server

@@ -1,16 +1,22 @@
 """Requests that wait for the same page share one query. No page is older than its request."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
 from http.client import HTTPConnection
 
 import aiohttp
 import pytest
 
-from server import POOL_SIZE, QUERY, Accounts, Page
-from settings import Settings
-from tests.app.conftest import HTML, JSON, ServerProcess, StartServer, server_with
+from server import PAGE_SIZE, POOL_SIZE, QUERY
+from tests.app.conftest import (
+    HTML,
+    JSON,
+    ServerProcess,
+    StartServer,
+    locked_table,
+    queries,
+    wait_for_queries,
+)
 from tools.private_database import PrivateDatabase
 from tools.waiting import until
 
@@ -19,15 +25,6 @@ from tools.waiting import until
 def server(start_server: StartServer) -> ServerProcess:
     """Start a server whose queries may wait long, since the tests hold the table locked."""
     return start_server(DB_TIMEOUT="30")
-
-
-@asynccontextmanager
-async def locked_table(database: PrivateDatabase) -> AsyncIterator[None]:
-    """Lock the table until the end of the context: queries begin, but wait."""
-    async with database.cursor() as cursor:
-        await cursor.execute("LOCK TABLES cct.accounts WRITE")
-        yield
-        await cursor.execute("UNLOCK TABLES")
 
 
 def ask(server: ServerProcess, count: int, accept: str = HTML) -> list[HTTPConnection]:
@@ -58,25 +55,6 @@ def answers(clients: list[HTTPConnection]) -> list[int]:
     return statuses
 
 
-def begin_all_queries(server: ServerProcess, database: PrivateDatabase) -> list[HTTPConnection]:
-    """Begin as many queries as there may be at once; return their clients."""
-    clients = []
-    for number in range(POOL_SIZE):
-        clients += ask(server, 1)
-        wait_for_queries(database, number + 1)
-    return clients
-
-
-def wait_for_queries(database: PrivateDatabase, count: int) -> None:
-    """Wait until `count` queries wait for the table."""
-    until(lambda: len(queries(database)) == count, f"{count} queries")
-
-
-def queries(database: PrivateDatabase) -> set[int]:
-    """Return the ids of the connections whose queries wait for the table."""
-    return database.connections(state="Waiting%")
-
-
 def count_queries(database: PrivateDatabase) -> int:
     """Return how many queries have begun since the database started."""
     ((_, count),) = database.sql("SHOW GLOBAL STATUS LIKE 'Com_select'")
@@ -86,150 +64,62 @@ def count_queries(database: PrivateDatabase) -> int:
 async def test_hundred_requests_at_once_share_one_query(
     server: ServerProcess, database: PrivateDatabase
 ) -> None:
+    """Two clients leave: the first one of all, and the first one that shares."""
     async with locked_table(database):
-        early = begin_all_queries(server, database)
-        late = ask(server, 50, HTML) + ask(server, 50, JSON)
+        early = []
+        for number in range(1, POOL_SIZE + 1):  # as many queries as there may be at once
+            early += ask(server, 1)
+            wait_for_queries(database, number)
+        late = ask(server, 50, HTML) + ask(server, 51, JSON)
+        for client in (early.pop(0), late.pop(0)):
+            client.close()
+        connect(server).close()  # the server has noticed
         before = count_queries(database)
-    assert answers(early + late) == [200] * (POOL_SIZE + 100)
+    assert answers(early + late) == [200] * (POOL_SIZE + 99)
     assert count_queries(database) == before + 1
-
-
-async def test_request_never_joins_a_query_that_has_begun(
-    server: ServerProcess, database: PrivateDatabase
-) -> None:
-    async with locked_table(database):
-        first = ask(server, 1)
-        wait_for_queries(database, 1)
-        second = ask(server, 1)
-        wait_for_queries(database, 2)
-    assert answers(first + second) == [200, 200]
 
 
 async def test_page_is_never_older_than_its_request(
     server: ServerProcess, database: PrivateDatabase
 ) -> None:
-    """Each of sixteen clients changes an account and then reads its change, 200 times."""
+    """Each of eight clients changes an account and then reads its change, fifty times."""
 
     async def change_and_read(session: aiohttp.ClientSession, account: int) -> None:
         change = "UPDATE cct.accounts SET name = %s WHERE id = %s"
         async with database.cursor() as cursor:
-            for turn in range(200):
+            for turn in range(50):
                 await cursor.execute(change, (str(turn), account))
                 async with session.get("/", headers={"Accept": JSON}) as response:
                     page = await response.json()
                 assert page["accounts"][account - 1]["name"] == str(turn)
 
     async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session:
-        clients = [change_and_read(session, account) for account in range(1, 17)]
+        clients = [change_and_read(session, account) for account in range(1, 9)]
         await asyncio.gather(*clients)
 
 
-async def test_client_that_disconnects_fails_no_other_request(
+async def test_open_pages_wait_for_no_query_and_cause_one_a_second(
     server: ServerProcess, database: PrivateDatabase
 ) -> None:
-    async with locked_table(database):
-        early = begin_all_queries(server, database)
-        late = ask(server, 3)
-        for client in (early.pop(0), late.pop(0)):
-            client.close()
-        connect(server).close()  # the server has noticed
-    assert answers(early + late) == [200] * (POOL_SIZE + 1)
+    before = count_queries(database)
+    began = time.monotonic()
+    for _ in range(100):
+        assert server.get("/state")[0] == 200
+    seconds = time.monotonic() - began
+    assert count_queries(database) - before <= 1 + seconds
 
-
-async def test_client_that_is_cut_off_fails_no_other_request(
-    start_server: StartServer, database: PrivateDatabase
-) -> None:
-    """The oldest connection is closed in the middle of its request. Others share the read."""
-    program = server_with(SHUTDOWN_TIMEOUT=0.1, DESCRIPTORS=64)
-    server = start_server(program=program, DB_TIMEOUT="30")
-    async with locked_table(database):
-        clients = begin_all_queries(server, database) + ask(server, 3)
-        crowd = [connect(server) for _ in range(30)]  # 3 more than half of the descriptors
-        for client in clients[:3]:
-            with pytest.raises(OSError, match=r"closed|reset"):
-                await asyncio.to_thread(client.getresponse)
-    assert answers(clients[3:]) == [200, 200]
-    for client in crowd:
-        client.close()
-
-
-async def test_failed_query_fails_all_who_waited_for_it(
-    server: ServerProcess, database: PrivateDatabase
-) -> None:
-    async with locked_table(database):
-        early = begin_all_queries(server, database)
-        late = ask(server, 3)
-
-        begun = queries(database)
-        database.sql(f"KILL {min(begun)}")  # its place goes to the query of `late`
-        (shared,) = until(lambda: queries(database) - begun, "a query for the others")
-        database.sql(f"KILL {shared}")
-
-        async with asyncio.timeout(10):  # much less than DB_TIMEOUT
-            assert await asyncio.to_thread(answers, late) == [503, 503, 503]
-    assert sorted(answers(early)) == [*[200] * (POOL_SIZE - 1), 503]
-
-
-# Accounts, without the web server
-
-
-@pytest.fixture
-async def accounts(database: PrivateDatabase) -> AsyncIterator[Accounts]:
-    accounts = Accounts(Settings(database.env("app") | {"DB_TIMEOUT": "30"}))
-    yield accounts
-    accounts.pool.close()
-    await accounts.pool.wait_closed()
-
-
-async def test_failed_read_removes_no_other_read_from_the_queue(
-    accounts: Accounts, database: PrivateDatabase
-) -> None:
-    """A read fails while another read of the same page is queued."""
-
-    def read(after: int) -> asyncio.Task[Page]:
-        return asyncio.create_task(accounts.page(after))
+    def has_begun_a_query() -> bool:
+        assert server.get("/state", 1)[0] == 200
+        return len(queries(database)) > 0
 
     async with locked_table(database):
-        reads = []
-        for number in range(POOL_SIZE):
-            reads.append(read(0))
-            await asyncio.to_thread(wait_for_queries, database, number + 1)
-        reads += [read(60), read(0)]  # the first one gets the slot of the read that fails
-        database.sql(f"KILL {min(queries(database))}")
-        await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
-        assert list(accounts.queued) == [0]
-        reads.append(read(0))
-    pages = await asyncio.gather(*reads)
-    assert sorted(page.error == "" for page in pages) == [False, True, True, True, True]
-    assert pages[-1] is pages[-2]
-
-
-async def test_read_that_times_out_blocks_no_later_request(
-    accounts: Accounts, database: PrivateDatabase
-) -> None:
-    accounts.timeout = 0.5
-    async with locked_table(database):
-        pages = await asyncio.gather(*[accounts.page(after) for after in (60, 70, 0, 0)])
-    assert [page.error for page in pages] == ["The database does not answer."] * 4
-    assert accounts.queued == {}
-    assert (await accounts.page(0)).error == ""
-
-
-async def test_equal_rows_are_rendered_once(accounts: Accounts, database: PrivateDatabase) -> None:
-    page = await accounts.page(0)
-    assert await accounts.page(0) is page
-    database.sql("UPDATE cct.accounts SET name = 'changed' WHERE id = 1")
-    changed = await accounts.page(0)
-    assert changed is not page
-    assert changed.accounts[0].name == "changed"
+        await asyncio.to_thread(until, has_begun_a_query, "a query")
+        assert server.get("/state", 1)[0] == 200
 
 
 @pytest.mark.parametrize("after", [0, 60])
-async def test_query_is_a_key_range(
-    accounts: Accounts, monkeypatch: pytest.MonkeyPatch, after: int
-) -> None:
+def test_query_is_a_key_range(database: PrivateDatabase, after: int) -> None:
     """A page costs the same at any size of the table."""
-    monkeypatch.setattr("server.QUERY", f"EXPLAIN FORMAT=TRADITIONAL {QUERY}")
-    (plan,) = await accounts.query(after)
+    (plan,) = database.sql(f"EXPLAIN FORMAT=TRADITIONAL {QUERY}", after, PAGE_SIZE + 1)
     assert "range" in plan
     assert "PRIMARY" in plan
