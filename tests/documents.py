@@ -9,7 +9,13 @@ from tools import ROOT
 # It runs a block of `sh watch` once, without `watch`.
 BLOCK = re.compile(r"^```(console|sh|sh example|sh watch)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)  # and what it prints
-ROW = re.compile(r"\| ([^|]+) \| `([^`]+)` \|")
+# A heading, a block of any kind, or a row of a table.
+PART = re.compile(
+    r"^#+ (?P<heading>[^\n]+)$"
+    r"|^```(?P<kind>[^\n]+)\n(?P<block>.*?)^```$"
+    r"|^\| (?P<row>[^|\n]+) \| `(?P<command>[^`\n]+)` \|",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 def commands_of(kind: str, text: str) -> list[tuple[str, str]]:
@@ -45,19 +51,13 @@ def read_commands(text: str, kinds: tuple[str, ...]) -> dict[str, str]:
     """Return the commands of a document by name."""
     commands: dict[str, str] = {}
     heading = ""
-    fence = ""  # the line that opened the block, empty outside of a block
-    for line in text.splitlines():
-        row = ROW.match(line)
-        if line.startswith("```"):
-            fence = "" if fence else line
-        elif fence.removeprefix("```") in kinds:
-            commands[heading] = commands.get(heading, "") + f"{line}\n"
-        elif fence:
-            continue
-        elif line.startswith("#"):
-            heading = line.lstrip("# ")
-        elif row:
-            commands[row[1]] = row[2]
+    for part in PART.finditer(text):
+        if part["heading"]:
+            heading = part["heading"]
+        elif part["row"]:
+            commands[part["row"]] = part["command"]
+        elif part["kind"] in kinds:
+            commands[heading] = commands.get(heading, "") + part["block"]
     return commands
 
 

@@ -17,7 +17,6 @@ from tests.shell import run_command
 from tools import ROOT
 from tools.waiting import free_port, get, until
 
-IMAGES = ("db", "seeder", "app")  # what the Dockerfile makes
 IGNORED_BY_GIT = (ROOT / ".gitignore").read_text().replace("/\n", "\n").split()
 
 
@@ -58,8 +57,8 @@ def start_mysql(container: str, image: str, passwords: Path, network: str, *opti
 
 def gateway() -> str:
     """Return the address of this machine in the engine's default network."""
-    bridge = json.loads(docker("network", "inspect", "bridge"))[0]
-    return str(bridge["IPAM"]["Config"][0]["Gateway"])
+    form = "--format={{(index .IPAM.Config 0).Gateway}}"
+    return docker("network", "inspect", form, "bridge").strip()
 
 
 class Stack:
@@ -110,7 +109,7 @@ class Stack:
 
     def images(self) -> list[str]:
         """Return the names of the stack's images."""
-        return [f"{self.name}-{image}" for image in IMAGES]
+        return [f"{self.name}-{image}" for image in ("db", "seeder", "app")]
 
     def engine(self) -> closing[DockerClient]:
         """Connect to the engine. Polling in this way needs less CPU time than `docker` commands."""

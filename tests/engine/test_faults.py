@@ -32,11 +32,6 @@ def test_server_killed(stack: Stack, report: Report) -> None:
         stack.in_server("kill -KILL $pid")
 
 
-def test_server_killed_with_its_first_process(stack: Stack, report: Report) -> None:
-    with server_fault(stack, report):
-        stack.on_host("app", "kill -KILL $pid")
-
-
 def test_server_frozen(stack: Stack, report: Report) -> None:
     with server_fault(stack, report):
         stack.in_server("kill -STOP $pid")

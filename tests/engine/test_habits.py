@@ -38,11 +38,6 @@ def make_odd_clone(source: Path, folder: Path) -> None:
     run_command("chmod", "-R", "go-rwx", ".", cwd=folder)
 
 
-def image(stack: Stack, service: str) -> str:
-    """Return the name of the image of a service's container."""
-    return str(stack.inspect(service)["Config"]["Image"])
-
-
 def test_second_copy_lives_beside_the_first(stack: Stack, tmp_path: Path) -> None:
     """The command of docs/tasks.md gives the copy its own name, port and label."""
     source = shutil.copytree(stack.folder, tmp_path / "source")
@@ -54,8 +49,7 @@ def test_second_copy_lives_beside_the_first(stack: Stack, tmp_path: Path) -> Non
         second.sql("UPDATE accounts SET name = 'second' WHERE id = 1")
         assert second.page()["accounts"][0]["name"] == "second"
         assert stack.page()["accounts"][0]["name"] != "second"
-        for service in ("db", "seeder", "app"):
-            assert image(stack, service) != image(second, service)
+        assert set(second.images()) <= set(second.compose("config", "--images").split())
 
         second.docker("stop", second.container("autoheal"))
         second.get("/make-unhealthy")
@@ -64,8 +58,8 @@ def test_second_copy_lives_beside_the_first(stack: Stack, tmp_path: Path) -> Non
         assert second.health() == "unhealthy"  # the healer of the first leaves it alone
     finally:
         second.compose("down", "-v", "--rmi", "local")
-    lists = ("container ls --all", "volume ls", "network ls", "image ls")
-    assert second.name not in "".join(docker(*command.split()) for command in lists)
+    for command in ("container ls --all", "volume ls", "network ls", "image ls"):
+        assert second.name not in docker(*command.split())
     assert len(stack.page()["accounts"]) == 50
 
 
@@ -89,14 +83,12 @@ def test_secrets_beside_the_clone_get_into_no_build(tmp_path: Path) -> None:
         (stack.folder / secret).touch()
     everything = tmp_path / "Dockerfile"
     everything.write_text("FROM scratch\nCOPY . /\n")
-    output = f"--output=type=local,dest={tmp_path / 'context'}"
-    stack.docker("build", "--file", str(everything), output, ".")
+    context = tmp_path / "context"
+    stack.docker("build", f"--file={everything}", f"--output=type=local,dest={context}", ".")
 
-    sent = {
-        str(file.relative_to(tmp_path / "context")) for file in (tmp_path / "context").rglob("*")
-    }
-    assert "server.py" in sent
-    assert sent.isdisjoint(secrets)
+    assert (context / "server.py").exists()
+    for secret in secrets:
+        assert not (context / secret).exists()
 
 
 def test_folder_with_other_letters_is_built(tmp_path: Path) -> None:

@@ -12,14 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser import (
-    OpenPage,
-    bring_back,
-    expect_last_step,
-    expect_state,
-    hide,
-    steps,
-)
+from tests.browser import OpenPage, bring_back, expect_last_step, expect_state, hide, steps
 from tests.conftest import Report
 from tests.stack import Stack
 

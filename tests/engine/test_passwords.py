@@ -86,6 +86,9 @@ def test_passwords_stand_nowhere_else(stack: Stack) -> None:
     for image in images:
         text += docker("history", "--no-trunc", image)
 
-    for password in stack.passwords():
+    passwords = stack.passwords()
+    assert len(set(passwords)) == 3
+    for password in passwords:
+        assert len(password) >= 40
         assert password not in text
     assert not re.search(r'"\w*PASSWORD=', text)  # a password would stand in such a variable
