@@ -31,6 +31,31 @@ async def send_without_pause(port: int) -> None:
         await writer.drain()
 
 
+async def send_zeros(port: int) -> None:
+    """Send ten megabytes of zeros, which are no request. Then do nothing."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(bytes(10_000_000))
+    await writer.drain()
+    await asyncio.Event().wait()
+
+
+async def send_many_fields(port: int) -> None:
+    """Send 120 header fields of eight kilobytes, and no end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    fields = [b"X%d: " % number + b"x" * 8000 + b"\r\n" for number in range(120)]
+    writer.write(b"GET / " + HEAD + b"".join(fields))
+    await reader.read()
+
+
+async def send_single_bytes(port: int) -> None:
+    """Send a body in chunks of one byte, without an end."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST / " + HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    while True:
+        writer.write(b"1\r\nx\r\n" * 1000)
+        await writer.drain()
+
+
 async def ask_for_random_pages(port: int) -> None:
     """Ask for random pages, one after the other, without a pause."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
