@@ -10,13 +10,10 @@ test: database .venv ## all tests but those of a cluster; only some: make test T
 ifdef TESTS
 	$(RUN)pytest $(TESTS)
 else
-	@rm -f $(SUMMARY)
 	$(RUN)pytest --numprocesses 3 $(SIDE_BY_SIDE) tests/files tests/app
 	$(RUN)pytest --numprocesses 4 $(SIDE_BY_SIDE) tests/engine tests/platforms
 	$(RUN)pytest -m timed
-	@cat $(SUMMARY)
 endif
-export SUMMARY = .venv/summary
 # A worker runs a whole file, in the order of the names. By default, files with few tests come last,
 # but here such files run long.
 SIDE_BY_SIDE = --dist loadfile --no-loadscope-reorder -m "not timed"

@@ -1,19 +1,14 @@
-"""Fixtures of all tests, and the summary at the end of the run."""
+"""Fixtures of all tests, and the figures at the end of the run."""
 
 import os
 import re
-import time
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
+from collections.abc import Callable, Generator
 
 import pytest
 
 from tests.browser import browser, open_page  # noqa: F401, fixtures
 
 Report = Callable[[str], None]
-
-BEGAN = time.monotonic()
 
 
 @pytest.fixture
@@ -33,50 +28,18 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     Without MAY_SKIP, every reason is allowed.
     """
     report = yield
-    may_skip = os.environ.get("MAY_SKIP", "")
-    if report.skipped and not re.search(may_skip, reason(report)):
-        report.outcome = "failed"
+    if report.skipped:
+        assert isinstance(report.longrepr, tuple)
+        why = report.longrepr[2]
+        if not re.search(os.environ.get("MAY_SKIP", ""), why):
+            report.outcome = "failed"
     return report
 
 
-def reason(report: pytest.TestReport) -> str:
-    """Return why a test was skipped."""
-    assert isinstance(report.longrepr, tuple)
-    return report.longrepr[2].removeprefix("Skipped: ")
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the figures, how long the run took, and the skipped tests with their reasons.
-
-    Append the summary to the file SUMMARY. If all runs pass, `make test` shows that file.
-    """
+    """Print the lines that tests have kept."""
     terminalreporter.section("figures")
-    skipped = Counter[str]()  # by file and reason
-    for report in all_reports(terminalreporter):
-        file, _, test = report.nodeid.partition("::")
-        if report.when == "call":
-            for _, figure in report.user_properties:
-                terminalreporter.line(f"{test}: {figure}")
-        if report.skipped:
-            skipped[f"{file}: {reason(report)}"] += 1
-    config = terminalreporter.config
-    part = " ".join([*config.args, config.option.markexpr]).strip()  # the paths, and the marks
-    lines = [f"{time.monotonic() - BEGAN:.0f} s for {part}"]
-    for place, count in sorted(skipped.items()):
-        lines.append(f"  {count} skipped in {place}")
-    terminalreporter.section("summary")
-    for line in lines:
-        terminalreporter.line(line)
-    summary = os.environ.get("SUMMARY")
-    is_worker = "PYTEST_XDIST_WORKER" in os.environ
-    if summary and not is_worker:
-        with Path(summary).open("a") as output:
-            output.write("\n".join([*lines, ""]))
-
-
-def all_reports(terminalreporter: pytest.TerminalReporter) -> Iterator[pytest.TestReport]:
-    """Yield the reports of all tests."""
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            if isinstance(report, pytest.TestReport):
-                yield report
+    for test in terminalreporter.getreports("passed"):
+        for _, line in test.user_properties:
+            test_name = test.nodeid.rpartition("::")[2]
+            terminalreporter.line(f"{test_name}: {line}")
