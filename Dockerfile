@@ -54,7 +54,7 @@ RUN python -c "import server, http.client" # http.client is for the probe
 USER 10001:10001
 EXPOSE 80
 # The engine runs the probe every 5 s. After three failures in a row, the container is unhealthy. In
-# the first five seconds, failures do not count, and the probe runs every second until one succeeds.
+# the first five seconds, until one succeeds, failures do not count, and it runs every second.
 HEALTHCHECK --interval=5s --timeout=3s --retries=3 --start-period=5s --start-interval=1s \
     CMD ["python", "-m", "probe"]
 CMD ["python", "-m", "server"]

@@ -83,7 +83,7 @@ async def fill(cursor: Cursor, settings: Settings) -> None:
 
 
 def stop(*_: object) -> None:
-    """Exit at once: asyncio could lose an exception. The database rolls back."""
+    """Exit at once: asyncio could swallow SystemExit. The database rolls back."""
     os.write(2, b"Stopped. The database keeps all accounts or none.\n")
     os._exit(1)
 
@@ -95,7 +95,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)  # as process 1 of a container, Python would ignore it
     try:
         print(asyncio.run(seed(settings)))
-    except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: a login without TLS
+    except (MySQLError, OSError, RuntimeError) as error:  # RuntimeError: a login needs TLS
         place = f"The database at {settings.db_host}:{settings.db_port}"
         hint = "In a container, localhost is the container: use host.docker.internal."
         note = f" {hint}" if settings.db_host in ("localhost", "127.0.0.1") else ""

@@ -54,7 +54,7 @@ STARTED = utc_time()
 
 
 class State(NamedTuple):
-    """What the page shows beside the accounts, and the answer of /state."""
+    """What the page shows above the accounts, and the answer of /state."""
 
     container: str
     started: str
@@ -88,7 +88,7 @@ class Account(NamedTuple):
     email: str
 
 
-@dataclass(frozen=True, eq=False)  # compared as objects, which is fast: see make_page
+@dataclass(frozen=True, eq=False)  # compared by identity, which is fast: see make_page
 class Page:
     """Up to PAGE_SIZE accounts, or why they cannot be read."""
 
@@ -370,7 +370,7 @@ class Accounts:
         """Return a read to await: the accounts after this id, or the error, within DB_TIMEOUT.
 
         While a read is queued, other requests for the same page join it. When its query begins,
-        it leaves the queue, and nobody joins it. So the query is never older than the request.
+        it leaves the queue (see `read`), and nobody joins it. So a query begins after its requests.
         """
         if after not in self.queued:
             self.last_queued = asyncio.get_running_loop().time()
@@ -398,7 +398,7 @@ class Accounts:
                     self.slots.release()
         except (MySQLError, OSError, RuntimeError) as error:
             # OSError: the network, the password file, and TimeoutError.
-            # RuntimeError: without TLS, asyncmy cannot log in.
+            # RuntimeError: asyncmy needs TLS for this login.
             page = explain(error)
         self.remember(page)
         return page
@@ -473,7 +473,7 @@ def explain(error: Exception) -> Page:
 
 # The process
 
-# At a stop, aiohttp gives the requests in flight this time twice, and then cancels them. The
+# At a stop, aiohttp waits for the requests in flight, twice this long, and then cancels them. The
 # database may take 1 s. So a stop takes less than 8 s. Docker kills after 10 s.
 SHUTDOWN_TIMEOUT = 3.0  # seconds
 KEEP_ALIVE = 120.0  # seconds; proxies close idle connections sooner (nginx 60, Traefik 90)

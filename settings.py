@@ -63,7 +63,7 @@ class Settings:
             "user": self.db_user,
             "password_creator": self.current_password,
             "ssl": tls_context(self.db_tls),
-            # A login asks for this, too, but a database can be set to ignore that.
+            # Each login asks for utf8mb4, too, but a database may ignore that.
             "init_command": "SET NAMES utf8mb4",
         }
 

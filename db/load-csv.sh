@@ -12,7 +12,8 @@ cat >$upload
 [ "$(wc -c <$upload)" = "${1:-}" ] ||
   refuse "The file is not whole: its number of bytes is not ${1:-given}."
 
-# Read the file without what spreadsheets add: a byte order mark, and \r at the end of each line.
+# From here on, standard input is the file without what spreadsheets add: a byte order mark, and \r
+# at the end of each line. `read` takes the first line, and LOAD DATA the others.
 exec < <(sed '1s/^\xef\xbb\xbf//; s/\r$//' $upload)
 read -r header || true
 [ "${header//\"/}" = $columns ] ||
@@ -29,7 +30,7 @@ result=$(in_scratch --local-infile --execute "
 [ "$result" = "Warnings: 0" ] || refuse "$result
 Row 1 is the line after $columns."
 
-# An id is the number of its row. A value of two lines has no closing quote.
+# An id is the number of its row. A value of two lines mostly lacks its closing quote.
 bad=$(in_scratch --execute "
   SELECT id FROM accounts
   WHERE '' IN (TRIM(name), TRIM(email)) OR CONCAT(name, email) LIKE '%\n%'

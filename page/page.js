@@ -13,7 +13,8 @@ const steps = byId("steps")
 const button = document.querySelector("button") // null if MAKE_UNHEALTHY is off
 let heal = null // the heal that the steps show; null while the server is healthy
 let timer
-// False if the tab may have missed something: before it was loaded, or while it was hidden.
+// False if the tab may have missed something, before it was loaded or while it was hidden. Then it
+// does not tell how long a heal took.
 let hasSeenAll = !document.hidden && byId("health").textContent === "healthy"
 let isOutdated = byId("database").textContent === "error" // the accounts are to be read again
 
