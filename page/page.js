@@ -35,7 +35,7 @@ async function poll() {
   hasSeenAll = true
   if (state !== null) await followDatabase(state.error)
   clearTimeout(timer) // another poll may have set one, if the tab was hidden and shown meanwhile
-  timer = setTimeout(poll, heal ? 250 : 1000)
+  timer = setTimeout(poll, heal ? 100 : 1000)
 }
 
 // Returns null if there is no answer of this type.
@@ -54,7 +54,7 @@ function showState(state) {
   for (const [id, text] of Object.entries({ health, ...facts })) {
     if (byId(id).textContent !== text) byId(id).textContent = text // a write ends a selection
   }
-  byId("health").className = health
+  byId("facts").className = health
   document.title = `${health} · Accounts`
   if (button) button.ariaDisabled = health !== "healthy"
 }
