@@ -3,7 +3,7 @@
 #   docker compose exec -T db load-csv.sh $(wc -c <my.csv) <my.csv
 # The number of bytes tells a whole file from one whose sender was stopped.
 # shellcheck source=db/scratch.sh
-source scratch.sh # has make_scratch, in_scratch, as_root, swap_tables, refuse, $upload and $busy
+source scratch.sh # has what this script shares with restore.sh
 
 columns=name,email
 

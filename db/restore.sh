@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Replace the accounts with a backup: docker compose exec -T db restore.sh <backup.sql
 # shellcheck source=db/scratch.sh
-source scratch.sh # has make_scratch, in_scratch, swap_tables and refuse
+source scratch.sh # has what this script shares with load-csv.sh
 
 make_scratch
 # mysqldump ends a whole backup with this line. Without it, sed ends with the exit code 1 (q1).
